@@ -1,0 +1,22 @@
+"""Metrics with 95 % confidence intervals, from the order of float64 scores alone."""
+
+from oodbench.evaluation.auroc import auroc, delong_interval, delong_variance
+from oodbench.evaluation.average_precision import aupr_in, aupr_out
+from oodbench.evaluation.bootstrap import bootstrap_intervals
+from oodbench.evaluation.evaluate import METRICS, evaluate_scores
+from oodbench.evaluation.fpr95 import fpr95
+from oodbench.evaluation.levels import Levels, count_nonfinite
+
+__all__ = [
+    "METRICS",
+    "Levels",
+    "aupr_in",
+    "aupr_out",
+    "auroc",
+    "bootstrap_intervals",
+    "count_nonfinite",
+    "delong_interval",
+    "delong_variance",
+    "evaluate_scores",
+    "fpr95",
+]

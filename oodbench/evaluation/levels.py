@@ -1,0 +1,64 @@
+"""Scores reduced to what every metric needs: how many images of each kind stand at each distinct score."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from oodbench.errors import OodbenchError
+
+__all__ = ["Levels", "count_nonfinite"]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Counts of images at the K distinct scores, in rising order of score.
+
+    Equal scores share a level, so ties are exact and only the order of the scores matters, never their size. Leading
+    axes hold several experiments at once (bootstrap resamples); every row holds at least one image of each kind.
+    """
+
+    inside: np.ndarray  # int64 (..., K), in-distribution images
+    outside: np.ndarray  # int64 (..., K), out-of-distribution images
+
+    @classmethod
+    def of(cls, score_in: Any, score_out: Any) -> "Levels":
+        """The levels of in-distribution scores (n,) and out-of-distribution scores (m,); larger = more OOD.
+
+        Infinite scores rank naturally. A NaN is not an answer, so it stands where it harms the detector most: above all
+        other scores for an in-distribution image, below all others for an out-of-distribution image.
+        """
+        score_in, score_out = _checked(score_in, "in-distribution"), _checked(score_out, "out-of-distribution")
+        nan_in, nan_out = np.isnan(score_in), np.isnan(score_out)
+        distinct = np.unique(np.concatenate([score_in[~nan_in], score_out[~nan_out]]))
+        top = len(distinct) + 1  # level 0 is for NaN among the outs, `top` for NaN among the ins
+        level_in = np.where(nan_in, top, np.searchsorted(distinct, score_in) + 1)
+        level_out = np.where(nan_out, 0, np.searchsorted(distinct, score_out) + 1)
+        inside = np.bincount(level_in, minlength=top + 1)
+        outside = np.bincount(level_out, minlength=top + 1)
+        used = inside + outside > 0
+        return cls(inside[used].astype(np.int64), outside[used].astype(np.int64))
+
+    @property
+    def n_in(self) -> int:
+        """The number of in-distribution images."""
+        return int(self.inside.reshape(-1, self.inside.shape[-1])[0].sum())
+
+    @property
+    def n_out(self) -> int:
+        """The number of out-of-distribution images."""
+        return int(self.outside.reshape(-1, self.outside.shape[-1])[0].sum())
+
+
+def count_nonfinite(*scores: Any) -> int:
+    """How many of the scores are NaN or infinite: they are ranked as `Levels` says, and a result must show the count."""
+    return sum(int(np.count_nonzero(~np.isfinite(np.asarray(score, dtype=np.float64)))) for score in scores)
+
+
+def _checked(score: Any, kind: str) -> np.ndarray:
+    score = np.asarray(score)
+    if score.ndim != 1:
+        raise OodbenchError(f"The {kind} scores have shape {score.shape}: a detector gives one score an image, (N,).")
+    if len(score) == 0:
+        raise OodbenchError(f"There are no {kind} scores to evaluate: use more images or smaller groups.")
+    return score.astype(np.float64)

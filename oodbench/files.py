@@ -1,0 +1,56 @@
+"""Files that are never half there: atomic writes, hashes, and where the cache lies."""
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from oodbench.errors import OodbenchError
+
+__all__ = ["cache_dir", "sha256", "write_atomically"]
+
+
+def cache_dir() -> Path:
+    """The folder for prepared images, cached columns and checkpoints: `OODBENCH_CACHE`, else `~/.cache/oodbench`."""
+    return Path(os.environ.get("OODBENCH_CACHE") or Path.home() / ".cache" / "oodbench")
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[IO[Any]]:
+    """Opens a temporary binary file that becomes `path` when the block ends well, and disappears when it does not."""
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OodbenchError(f"The disk is full: could not write {path}; free some space and run again.") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise OodbenchError(f"Not allowed to write {path}: choose another folder or change its rights.") from error
+        raise
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Density models: a batch of images in, nats out."""

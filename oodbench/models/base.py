@@ -1,0 +1,73 @@
+"""The contract of every density model."""
+
+import enum
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from oodbench.models.noise import Noise
+
+__all__ = ["DensityModel", "Likelihood", "bits_per_dim"]
+
+
+class Likelihood(enum.Enum):
+    """What a model's `log_prob` says of log P(discrete image)."""
+
+    EXACT = "exact"
+    LOWER_BOUND = "lower_bound"  # a dequantised bijection, an ELBO, an importance-weighted mean
+    ESTIMATE = "estimate"
+    MANIFOLD = "manifold"  # a density on an embedded surface: no bits/dim, never ranked beside the others
+
+
+class DensityModel(nn.Module):
+    """A probability distribution on 8-bit images.
+
+    To add one: subclass, set `likelihood`, write `log_prob` and `sample`, decorate with `@register.model("name")`. The
+    constructor takes the image shape (C, H, W) and keyword configuration that is plain data, and raises `OodbenchError`
+    for a shape it cannot take. All randomness comes from `noise`, never from torch's global generator.
+
+    A model whose forward pass gives more than log P names the columns in `columns` and returns them from `statistics`.
+    """
+
+    likelihood: ClassVar[Likelihood]
+    columns: ClassVar[tuple[str, ...]] = ("log_px",)
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.dimensions = math.prod(shape)
+
+    def log_prob(self, x: Tensor, noise: Noise) -> Tensor:
+        """log P(x) in nats, float32 (B,), of uint8 images (B, C, H, W)."""
+        return self.statistics(x, noise)["log_px"]
+
+    def statistics(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """All of `columns`, each (B, ...), from one forward pass over uint8 images (B, C, H, W)."""
+        return {"log_px": self.log_prob(x, noise)}
+
+    def statistic_parameters(self) -> dict[str, Any]:
+        """What else the columns depend on (the number of importance draws, say): recorded, part of the cache key."""
+        return {}
+
+    def loss(self, x: Tensor, noise: Noise) -> Tensor:
+        """What training minimises: nats (B,)."""
+        return -self.log_prob(x, noise)
+
+    def sample(self, n: int, noise: Noise) -> Tensor:
+        """uint8 (n, C, H, W); `noise` has n rows."""
+        raise NotImplementedError(f"{type(self).__name__} must define sample().")
+
+    def initialise(self, x: Tensor, noise: Noise) -> None:
+        """Sets data-dependent initial parameters from a first training batch; most models have none."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(self.parameters()).device
+
+
+def bits_per_dim(log_px: Any, dimensions: int) -> Any:
+    """-log P / (D ln 2): a view of nats, never stored."""
+    return -log_px / (dimensions * math.log(2))

@@ -1,0 +1,1 @@
+"""Normalising flows: log p(x) = log p(z) + log |det dz/dx|."""

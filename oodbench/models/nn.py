@@ -1,0 +1,96 @@
+"""How networks run: the precision of convolutions, and weights that are folded once for a whole evaluation."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Convolution", "folded", "network_dtype", "networks"]
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Mode:
+    dtype: torch.dtype | None = None
+    cache: dict[tuple[nn.Module, str], Any] | None = None
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def networks(dtype: torch.dtype | None = None, fold: bool = False) -> Iterator[None]:
+    """Inside, networks compute in `dtype` (None: that of their weights) while sums of likelihoods stay in float32.
+
+    With `fold`, each `@folded` method runs once per module for the whole block: for evaluation, where weights stand
+    still. Nothing outlives the block, so no folded weight can be stale.
+    """
+    global _mode
+    outer, _mode = _mode, _Mode(dtype, {} if fold else None)
+    try:
+        yield
+    finally:
+        _mode = outer
+
+
+def network_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype in which a network with such a weight computes now."""
+    return _mode.dtype or weight.dtype
+
+
+def folded(method: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Marks a method without arguments that derives constants from weights (masks, LU factors, casts)."""
+
+    @functools.wraps(method)
+    def derive(module: Any) -> T:
+        if _mode.cache is None:
+            return method(module)
+        key = (module, method.__name__)
+        if key not in _mode.cache:
+            _mode.cache[key] = method(module)
+        value: T = _mode.cache[key]
+        return value
+
+    return derive
+
+
+class Convolution(nn.Module):
+    """A 2-d convolution that computes in the network dtype; `zero` starts it as the zero function."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        stride: int = 1,
+        zero: bool = False,
+    ) -> None:
+        super().__init__()
+        self.padding = padding
+        self.stride = stride
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs, *kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        if not zero:
+            nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
+
+    @folded
+    def parameters_now(self) -> tuple[Tensor, Tensor]:
+        """Weight (channels last) and bias in the network dtype."""
+        dtype = network_dtype(self.weight)
+        weight = self.effective_weight().to(dtype)
+        return weight.contiguous(memory_format=torch.channels_last), self.bias.to(dtype)
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the convolution uses; masked convolutions multiply theirs."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H', W') in the network dtype, channels last."""
+        weight, bias = self.parameters_now()
+        return torch.conv2d(x.to(weight.dtype), weight, bias, self.stride, self.padding)

@@ -1,0 +1,166 @@
+"""Finds, verifies and loads weights: safetensors files and one `index.json` a folder that says how they were made."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from oodbench.errors import OodbenchError
+from oodbench.files import cache_dir, sha256, write_atomically
+from oodbench.models.base import DensityModel
+from oodbench.registry import MODELS
+
+__all__ = ["TrainedModel", "available_models", "entries", "load_model", "pretrained_folders", "save_model"]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A density model with its weights, in evaluation mode, and where they come from."""
+
+    module: DensityModel
+    name: str  # of the model, as registered
+    dataset: str  # in-distribution
+    weights: str  # SHA-256 of the file
+    entry: dict[str, Any] = field(repr=False)  # its row of the index
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model's configuration."""
+        config: dict[str, Any] = self.entry["recipe"]["config"]
+        return config
+
+
+def pretrained_folders() -> list[Path]:
+    """Where weights are looked for, first match first: `OODBENCH_PRETRAINED`, own trainings, the checkout or the wheel."""
+    package = Path(__file__).parent
+    chosen = os.environ.get("OODBENCH_PRETRAINED")
+    folders = [Path(chosen)] if chosen else []
+    folders += [cache_dir() / "pretrained", package.parent / "pretrained", package / "pretrained"]
+    return [folder for folder in folders if (folder / "index.json").is_file()]
+
+
+def entries(dataset: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
+    """(file, index row) of all weights that are there, for one in-distribution set or all."""
+    found = []
+    for folder in pretrained_folders():
+        for entry in _read_index(folder):
+            file = folder / entry["file"]
+            if file.is_file() and dataset in (None, entry["dataset"]):
+                found.append((file, entry))
+    return found
+
+
+def available_models(dataset: str) -> list[str]:
+    """Names of the models that have weights for this in-distribution set, in registry order."""
+    names = {entry["model"] for _, entry in entries(dataset) if entry["role"] == "model"}
+    return [name for name in MODELS if name in names]
+
+
+def load_model(
+    name: str,
+    dataset: str,
+    *,
+    role: str = "model",
+    preset: str | None = None,
+    weights: Path | None = None,
+) -> TrainedModel:
+    """The model trained on `dataset`; `weights` names a file or a folder with an index instead of the usual places.
+
+    Raises `OodbenchError` where there are no such weights, or where a file's hash is not the one in its index.
+    """
+    MODELS.get(name)  # an unknown name is told before anything else
+    for file, entry in _candidates(dataset, weights):
+        if (entry["model"], entry["role"]) == (name, role) and preset in (None, entry["preset"]):
+            return _load(file, entry)
+    what = f"{name}{' (background)' if role == 'background' else ''}"
+    where = weights or "OODBENCH_PRETRAINED or the folder pretrained/"
+    flag = " --background" if role == "background" else ""
+    raise OodbenchError(
+        f"There are no weights of {what} for {dataset} in {where}: "
+        f"make them with `oodbench train --model {name} --in {dataset}{flag}`."
+    )
+
+
+def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | None = None) -> TrainedModel:
+    """Writes weights and their index row into `folder` (default: the first of `OODBENCH_PRETRAINED` and the cache's)."""
+    from safetensors.torch import save
+
+    folder = folder or Path(os.environ.get("OODBENCH_PRETRAINED") or cache_dir() / "pretrained")
+    name = entry["model"]
+    for part, usual in (("role", "model"), ("preset", "small"), ("seed", 0)):
+        if entry[part] != usual:
+            name += f"-{'seed' if part == 'seed' else ''}{entry[part]}"
+    file = folder / _path_safe(entry["dataset"]) / f"{name}.safetensors"
+    with write_atomically(file) as stream:
+        stream.write(save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}))
+    entry = entry | {
+        "file": file.relative_to(folder).as_posix(),
+        "sha256": sha256(file),
+        "bytes": file.stat().st_size,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with _locked(folder):
+        rows = [row for row in _read_index(folder) if row["file"] != entry["file"]] + [entry]
+        rows.sort(key=lambda row: row["file"])
+        with write_atomically(folder / "index.json") as stream:
+            stream.write(_index_text(rows).encode())
+    return _load(file, entry)
+
+
+def _candidates(dataset: str, weights: Path | None) -> list[tuple[Path, dict[str, Any]]]:
+    if weights is None:
+        return entries(dataset)
+    folder = weights if weights.is_dir() else weights.parent
+    while not (folder / "index.json").is_file():
+        if folder == folder.parent:
+            raise OodbenchError(f"There is no index.json in or above {weights}: name a folder made by `oodbench train`.")
+        folder = folder.parent
+    rows = [(folder / row["file"], row) for row in _read_index(folder) if row["dataset"] == dataset]
+    return [(file, row) for file, row in rows if weights.is_dir() or file.resolve() == weights.resolve()]
+
+
+def _load(file: Path, entry: dict[str, Any]) -> TrainedModel:
+    from safetensors.torch import load
+
+    if sha256(file) != entry["sha256"]:
+        raise OodbenchError(f"{file} is not the file that its index describes (its SHA-256 differs): fetch or train it again.")
+    module: DensityModel = MODELS.get(entry["model"])(tuple(entry["shape"]), **entry["recipe"]["config"])
+    module.load_state_dict(load(file.read_bytes()))
+    return TrainedModel(module.eval(), entry["model"], entry["dataset"], entry["sha256"], entry)
+
+
+def _read_index(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "index.json"
+    if not path.is_file():
+        return []
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["weights"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OodbenchError(f"{path} is not a readable index of weights: restore it or delete it.") from error
+    return rows
+
+
+def _index_text(rows: list[dict[str, Any]]) -> str:
+    """One entry a block, one field a line: readable, and small diffs."""
+    blocks = []
+    for row in rows:
+        lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in row.items())
+        blocks.append(f"  {{\n{lines}\n  }}")
+    return '{"schema": 1, "weights": [\n' + ",\n".join(blocks) + "\n]}\n"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two trainings that end at once add to the index one after the other."""
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _path_safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "+-_." else "_" for c in name)

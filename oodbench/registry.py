@@ -1,0 +1,149 @@
+"""One kind of registry for data sets, models, statistics and detectors, and the names that fill them."""
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from oodbench.errors import OodbenchError
+
+if TYPE_CHECKING:
+    from oodbench.statistic import Statistic
+
+__all__ = ["DATASETS", "DETECTORS", "MODELS", "STATISTICS", "Registry", "register"]
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Entry(Generic[T]):
+    value: T | str  # a string is "module:attribute", imported when first asked for
+    summary: str
+    origin: str
+
+
+class Registry(Generic[T]):
+    """Names to things of one kind. Built-in things are named by module, so that listing them imports nothing heavy."""
+
+    def __init__(self, kind: str, builtin: dict[str, tuple[str, str]] | None = None) -> None:
+        self.kind = kind
+        self.origin = "oodbench"  # who registers now: the plugin loader sets this while a plugin runs
+        self._entries: dict[str, _Entry[T]] = {
+            name: _Entry(where, summary, "oodbench") for name, (where, summary) in (builtin or {}).items()
+        }
+
+    def add(self, name: str, value: T, summary: str = "") -> None:
+        """Registers `value`; a name that is taken is an error, so that no plugin replaces another unnoticed."""
+        if not name or any(character in name for character in "/\\@ ,"):
+            raise OodbenchError(f"{name!r} cannot name a {self.kind}: use letters, digits, '-', '_' and '+'.")
+        if name in self._entries:
+            raise OodbenchError(
+                f"A {self.kind} named {name!r} exists already (from {self._entries[name].origin}): choose another name."
+            )
+        lines = (summary or getattr(value, "__doc__", None) or "").strip().splitlines()
+        self._entries[name] = _Entry(value, lines[0] if lines else "", self.origin)
+
+    def remove(self, name: str) -> None:
+        """Takes a name out again."""
+        del self._entries[name]
+
+    def get(self, name: str) -> T:
+        """The thing of that name; an unknown name is an `OodbenchError` that says which ones are near."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise OodbenchError(self.unknown(name))
+        if isinstance(entry.value, str):
+            module, _, attribute = entry.value.partition(":")
+            entry.value = getattr(importlib.import_module(module), attribute)
+        return entry.value  # type: ignore[return-value]  # a string was replaced just above
+
+    def unknown(self, name: str) -> str:
+        """The sentence for a name that is not here."""
+        near = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(self._entries))}."
+        return f"Unknown {self.kind} {name!r}: {hint}"
+
+    def summary(self, name: str) -> str:
+        """One line about the thing, without importing it."""
+        return self._entries[name].summary
+
+    def origin_of(self, name: str) -> str:
+        """Who registered the name: `oodbench`, or the plugin's file or entry point."""
+        return self._entries[name].origin
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+MODELS: Registry[Any] = Registry(
+    "model",
+    {
+        "glow": ("oodbench.models.flows.glow:Glow", "Multi-scale flow with affine couplings (Kingma & Dhariwal 2018)"),
+        "glow-cv": (
+            "oodbench.models.flows.glow:ConstantVolumeGlow",
+            "Glow with additive couplings: constant volume (Nalisnick et al. 2019)",
+        ),
+        "vae": ("oodbench.models.vae.vae:VAE", "Convolutional VAE, discretised-logistic decoder, K importance draws"),
+        "pixelcnn": (
+            "oodbench.models.autoregressive.pixelcnn:PixelCNN",
+            "Gated PixelCNN with a 256-way softmax (van den Oord et al. 2016)",
+        ),
+        "pixelcnn++": (
+            "oodbench.models.autoregressive.pixelcnnpp:PixelCNNPP",
+            "PixelCNN++ with a discretised logistic mixture (Salimans et al. 2017)",
+        ),
+    },
+)
+"""Classes of density models, called with the image shape and a configuration."""
+
+STATISTICS: Registry["Statistic"] = Registry("statistic")
+DETECTORS: Registry[Any] = Registry("detector")
+DATASETS: Registry[Any] = Registry("data set")
+
+
+class _Register:
+    """What a plugin calls: `@register.detector("name")`, and the same for `statistic`, `model` and `dataset`."""
+
+    def detector(self, name: str) -> Callable[[type], type]:
+        """Decorates a `Detector` class."""
+        return _decorator(DETECTORS, name)
+
+    def model(self, name: str) -> Callable[[type], type]:
+        """Decorates a `DensityModel` class, which is called as `cls(shape, **configuration)`."""
+        return _decorator(MODELS, name)
+
+    def dataset(self, name: str) -> Callable[[Any], Any]:
+        """Decorates `load(split: str) -> (pixels uint8 (N, C, H, W), labels int64 (N,) or None)`.
+
+        `split` is "train" or "test"; a data set without the one asked for raises `OodbenchError`.
+        """
+        return _decorator(DATASETS, name)
+
+    def statistic(self, name: str, **declared: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorates `function(model, x, noise) -> (B, ...)`; keywords are the fields of `Statistic`."""
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            from oodbench.statistic import Statistic
+
+            STATISTICS.add(name, Statistic(name=name, function=function, **declared), summary=function.__doc__ or "")
+            return function
+
+        return decorate
+
+
+def _decorator(registry: Registry[Any], name: str) -> Callable[[Any], Any]:
+    def decorate(value: Any) -> Any:
+        registry.add(name, value)
+        return value
+
+    return decorate
+
+
+register = _Register()

@@ -1,0 +1,240 @@
+"""The trainer: AdamW, warm-up and cosine, clipping, averaged weights; every random number a function of the step."""
+
+import copy
+import hashlib
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from oodbench.data import Adaptation, Images, adaptation, in_domain, load
+from oodbench.engine.device import choose_device, keep_freed_memory
+from oodbench.errors import OodbenchError
+from oodbench.files import cache_dir
+from oodbench.models.base import DensityModel, bits_per_dim
+from oodbench.models.nn import networks
+from oodbench.models.noise import Noise
+from oodbench.pretrained import TrainedModel, save_model
+from oodbench.registry import MODELS
+from oodbench.training.checkpoint import load_checkpoint, save_checkpoint
+from oodbench.training.recipe import Recipe, load_recipe
+
+__all__ = ["train"]
+
+VALIDATION_IMAGES = 512  # for the curve; detectors are fitted on all of them later
+CURVE_POINTS = 20
+CHECKPOINT_SECONDS = 60.0
+UNDERTRAINED = 0.01  # a model whose bits/dim fell by more than this share in the last fifth of its steps
+
+
+def train(
+    model: str,
+    dataset: str,
+    *,
+    preset: str = "small",
+    background: bool = False,
+    data_root: Path | None = None,
+    device: str = "auto",
+    pretrained: Path | None = None,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    progress: bool = True,
+) -> TrainedModel:
+    """Trains a registered model on a data set's training part and adds it to the `pretrained` folder's index.
+
+    A run that was killed continues from its last checkpoint to the same weights. `background` trains the companion
+    of a likelihood ratio, on mutated images. NaN losses raise `OodbenchError`.
+    """
+    build = MODELS.get(model)
+    recipe = recipe or load_recipe(model, dataset, preset, background)
+    train_images, validation = load(dataset, "train", data_root), load(dataset, "validation", data_root)
+    domain = in_domain(train_images)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module: DensityModel = build(domain.shape, **recipe.config)
+    identity = {
+        "model": model, "recipe": recipe.as_dict(), "data": train_images.fingerprint, "seed": seed, "version": 1,
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    run = _Run(
+        module.to(choose_device(device)),
+        recipe,
+        seed,
+        train_images,
+        validation.limit(VALIDATION_IMAGES, seed=0),
+        adaptation(train_images, domain),
+        cache_dir() / "checkpoints" / f"{key[:32]}.safetensors",
+        f"{model}{' background' if background else ''} on {dataset}",
+        progress,
+    )
+    averaged, state = run.finish()
+    entry = {
+        "dataset": dataset,
+        "model": model,
+        "role": "background" if background else "model",
+        "preset": preset,
+        "seed": seed,
+        "shape": list(domain.shape),
+        "likelihood": module.likelihood.value,
+        "recipe": recipe.as_dict(),
+        "data_fingerprint": train_images.fingerprint,
+        "device": run.device_name(),
+        "seconds": round(state["seconds"], 1),
+        "torch": torch.__version__,
+        "bits_per_dim": state["curve"][-1][2],
+        "curve": state["curve"],
+        "undertrained": _undertrained(state["curve"], recipe.steps),
+    }
+    trained = save_model(averaged, entry, pretrained)
+    run.checkpoint.unlink(missing_ok=True)
+    return trained
+
+
+class _Run:
+    """One training run: the loop and what it needs."""
+
+    def __init__(
+        self,
+        module: DensityModel,
+        recipe: Recipe,
+        seed: int,
+        images: Images,
+        validation: Images,
+        adapt: Adaptation,
+        checkpoint: Path,
+        title: str,
+        progress: bool,
+    ) -> None:
+        if len(images) < recipe.batch_size:
+            raise OodbenchError(
+                f"{images.name} has {len(images)} training images, fewer than one batch of {recipe.batch_size}: "
+                "use a larger data set."
+            )
+        self.module, self.recipe, self.seed = module, recipe, seed
+        self.images, self.validation, self.adapt = images, validation, adapt
+        self.checkpoint, self.title, self.progress = checkpoint, title, progress
+        self.averaged = copy.deepcopy(module).requires_grad_(False).eval()
+        self.optimizer = torch.optim.AdamW(
+            module.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
+        )
+        self.dtype = torch.bfloat16 if recipe.precision == "bfloat16" else None
+
+    def device_name(self) -> str:
+        """What the run trained on, in words."""
+        device = self.module.device
+        if device.type == "cuda":
+            return torch.cuda.get_device_name(device)
+        return f"cpu ({torch.get_num_threads()} threads)"
+
+    def finish(self) -> tuple[DensityModel, dict[str, Any]]:
+        """Trains to the last step, from a checkpoint where there is one; (averaged model on the CPU, state)."""
+        keep_freed_memory()
+        state = load_checkpoint(self.checkpoint, self.module, self.averaged, self.optimizer)
+        if state is None:
+            state = {"step": 0, "seconds": 0.0, "curve": []}
+            batch, noise = self.batch(0)
+            self.module.initialise(batch, noise)
+            self.averaged.load_state_dict(self.module.state_dict())
+        elif state["step"]:
+            print(f"{self.title}: continuing at step {state['step']} of {self.recipe.steps}", file=sys.stderr)
+        every = max(1, self.recipe.steps // CURVE_POINTS)
+        bar = tqdm(
+            total=self.recipe.steps,
+            initial=state["step"],
+            desc=self.title,
+            unit="step",
+            disable=not self.progress,
+            mininterval=1.0,
+        )
+        begin = time.perf_counter() - state["seconds"]
+        saved = time.perf_counter()
+        while state["step"] < self.recipe.steps:
+            loss = self.step(state["step"])
+            state["step"] += 1
+            bar.update()
+            if state["step"] % every == 0 or state["step"] == self.recipe.steps:
+                self._check(float(loss), state["step"])
+                bpd = self.validate()
+                state["seconds"] = time.perf_counter() - begin
+                state["curve"].append([state["step"], round(state["seconds"], 1), round(bpd, 5)])
+                bar.set_postfix_str(f"validation {bpd:.3f} bits/dim")
+            if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                self._check(float(loss), state["step"])
+                state["seconds"] = time.perf_counter() - begin
+                save_checkpoint(self.checkpoint, self.module, self.averaged, self.optimizer, state)
+                saved = time.perf_counter()
+        bar.close()
+        return self.averaged.cpu(), state
+
+    def step(self, step: int) -> Tensor:
+        """One update; returns the loss in nats per dimension, still on the device."""
+        module, recipe = self.module, self.recipe
+        module.train()
+        x, noise = self.batch(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * _schedule(step, recipe.warmup, recipe.steps)
+        with networks(self.dtype):
+            loss = module.loss(x, noise).mean() / module.dimensions
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.clip, foreach=True)
+        self.optimizer.step()
+        decay = min(recipe.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(module.parameters()), 1 - decay)
+        return loss.detach()
+
+    def batch(self, step: int) -> tuple[Tensor, Noise]:
+        """The images of a step, in a seeded order that is new every epoch, and their noise; mutated if so asked."""
+        size = self.recipe.batch_size
+        epoch, place = divmod(step, len(self.images) // size)
+        order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self.images))
+        rows = np.sort(order[place * size : (place + 1) * size])
+        noise = Noise.of(torch.from_numpy(self.images.index[rows]), self.seed, draw=epoch).to(self.module.device)
+        x = torch.from_numpy(self.adapt(self.images.pixels[rows])).to(self.module.device)
+        return (_mutate(x, noise, self.recipe.mutation) if self.recipe.mutation else x), noise
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Bits/dim of the averaged weights on the validation images."""
+        total = 0.0
+        with networks(self.dtype, fold=True):
+            for start in range(0, len(self.validation), 64):
+                rows = slice(start, start + 64)
+                noise = Noise.of(torch.from_numpy(self.validation.index[rows])).to(self.module.device)
+                x = torch.from_numpy(self.adapt(self.validation.pixels[rows])).to(self.module.device)
+                total += float(self.averaged.log_prob(x, noise).double().sum())
+        return float(bits_per_dim(total / len(self.validation), self.module.dimensions))
+
+    def _check(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise OodbenchError(
+                f"Training {self.title} diverged: the loss is {loss} at step {step}; lower learning_rate or clip in the "
+                "recipe and run again (the last good checkpoint is kept)."
+            )
+
+
+def _schedule(step: int, warmup: int, steps: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _mutate(x: Tensor, noise: Noise, rate: float) -> Tensor:
+    """Each pixel value is replaced with probability `rate` by a uniform one of 0 ... 255 (Ren et al. 2019, Section 4)."""
+    shape = tuple(x.shape[1:])
+    replaced = noise.uniform(shape, "mutated") < rate
+    return torch.where(replaced, (noise.uniform(shape, "mutation") * 256).to(torch.uint8), x)
+
+
+def _undertrained(curve: list[list[float]], steps: int) -> bool:
+    """Whether bits/dim still fell by more than 1 % in the last fifth of training."""
+    before = [bpd for step, _, bpd in curve if step <= 0.8 * steps]
+    return bool(before) and before[-1] - curve[-1][2] > UNDERTRAINED * curve[-1][2]
