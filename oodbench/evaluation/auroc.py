@@ -43,8 +43,8 @@ def delong_variance(levels: Levels) -> float:
 def delong_interval(levels: Levels, confidence: float = 0.95) -> tuple[float, float]:
     """(low, high) of the AUROC: DeLong's normal interval on the logit scale, so that it stays inside (0, 1).
 
-    At an AUROC of 0 or 1, or where the variance vanishes (constant scores) or is unknown (a single image), that interval
-    has no width; `unseen_interval` with min(n, m) images takes its place.
+    At an AUROC of 0 or 1, or where the variance vanishes (constant scores) or is unknown (a single image), that
+    interval has no width; `unseen_interval` with min(n, m) images takes its place.
     """
     area, variance = auroc(levels), delong_variance(levels)
     if area in (0.0, 1.0) or not variance > 0:

@@ -9,7 +9,7 @@ from oodbench.evaluation.unseen import unseen_interval
 
 __all__ = ["bootstrap_intervals"]
 
-_CELLS = 1 << 19  # resamples x levels at a time: the working set stays in the cores' caches
+_CELLS = 1 << 16  # resamples x levels at a time: the working set stays in the cores' caches
 
 
 def bootstrap_intervals(
@@ -23,7 +23,7 @@ def bootstrap_intervals(
     """(low, high) of every metric: percentiles over resamples of n in- and m out-of-distribution images each.
 
     All metrics see the same resamples, and the same seed gives the same intervals. The interval is widened to hold the
-    metric's own value where it does not (percentile intervals of small samples can miss it); where no resample differs,
+    metric's own value where it does not (percentile intervals of small samples can miss it); where it has no width,
     `unseen_interval` with min(n, m) images takes its place.
     """
     chunks: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
@@ -33,12 +33,12 @@ def bootstrap_intervals(
     intervals = {}
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     for name, metric in metrics.items():
-        value, values = float(metric(levels)), np.concatenate(chunks[name])
-        if np.all(values == value):
-            intervals[name] = unseen_interval(value, min(levels.n_in, levels.n_out), confidence)
-        else:
-            low, high = np.quantile(values, tails)
-            intervals[name] = min(float(low), value), max(float(high), value)
+        value = float(metric(levels))
+        low, high = (float(end) for end in np.quantile(np.concatenate(chunks[name]), tails))
+        low, high = min(low, value), max(high, value)
+        if low == high:
+            low, high = unseen_interval(value, min(levels.n_in, levels.n_out), confidence)
+        intervals[name] = low, high
     return intervals
 
 

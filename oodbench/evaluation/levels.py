@@ -51,14 +51,14 @@ class Levels:
 
 
 def count_nonfinite(*scores: Any) -> int:
-    """How many of the scores are NaN or infinite: they are ranked as `Levels` says, and a result must show the count."""
+    """How many scores are NaN or infinite: `Levels.of` ranks them, and a result must show the count."""
     return sum(int(np.count_nonzero(~np.isfinite(np.asarray(score, dtype=np.float64)))) for score in scores)
 
 
-def _checked(score: Any, kind: str) -> np.ndarray:
-    score = np.asarray(score)
+def _checked(scores: Any, kind: str) -> np.ndarray:
+    score: np.ndarray = np.asarray(scores, dtype=np.float64)
     if score.ndim != 1:
         raise OodbenchError(f"The {kind} scores have shape {score.shape}: a detector gives one score an image, (N,).")
     if len(score) == 0:
         raise OodbenchError(f"There are no {kind} scores to evaluate: use more images or smaller groups.")
-    return score.astype(np.float64)
+    return score

@@ -1,0 +1,147 @@
+"""Results on disk: one JSON file holds all records of one model on one pair."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from oodbench.errors import OodbenchError
+from oodbench.files import write_atomically
+
+__all__ = ["SCHEMA", "Record", "read_records", "to_json", "write_records"]
+
+SCHEMA = 1
+
+Record = dict[str, Any]
+"""One detector (and group size, and seed) of one model on one pair, with the keys of DESIGN.md."""
+
+# Written once in a file; everything else belongs to an entry.
+_SHARED = ("schema", "in", "out", "model", "preset", "weights_short", "likelihood", "undertrained")
+_SHARED_PROVENANCE = ("weights", "data", "adaptation")
+_REQUIRED = {"in", "out", "model", "detector", "group_size", "seed", "metrics"}
+_LONGEST_NAME = 100  # characters, of the 255 bytes that file systems take
+
+
+def write_records(results_dir: Path, records: Sequence[Record]) -> Path:
+    """Adds the records of one model on one pair to `results/<in>/<model>/<out>.json`; returns the file's path.
+
+    An entry of the same detector, group size and seed is replaced, all others stay. A folder belongs to the weights
+    that came first: another model of the same name goes to `<model>@<preset>-<short weight hash>`. A file belongs to
+    one state of the data: other images or another adaptation go to `<out>@<short data hash>.json`. So nothing is
+    overwritten by what is not its own repetition. Raises `OodbenchError` where an existing file cannot be read.
+    """
+    if len({(r["in"], r["model"], r["out"], _owner(r), _data_hash(r)) for r in records}) != 1:
+        raise ValueError("write_records takes records of one model, with one set of weights, on one pair.")
+    first = records[0]
+    path = _folder(Path(results_dir) / _file_name(first["in"]), first) / f"{_file_name(first['out'])}.json"
+    if path.exists() and _data_hash(_read(path)[0]) != _data_hash(first):
+        path = path.with_name(f"{path.stem}@{_data_hash(first)}.json")
+    entries = {_entry_key(record): record for record in _read(path)} if path.exists() else {}
+    entries |= {_entry_key(record): record for record in records}
+    with write_atomically(path) as file:
+        file.write(_pack(first, [entries[key] for key in sorted(entries)]).encode())
+    return path
+
+
+def read_records(
+    results_dir: Path,
+    in_: str | None = None,
+    models: Sequence[str] | None = None,
+    outs: Sequence[str] | None = None,
+) -> list[Record]:
+    """All records under `results_dir` as a flat list, or those of the named data sets and models.
+
+    The order is that of the paths. Raises `OodbenchError` naming the file that is not a results file.
+    """
+    found = [record for path in sorted(Path(results_dir).glob("*/*/*.json")) for record in _read(path)]
+    return [
+        record
+        for record in found
+        if (in_ is None or record["in"] == in_)
+        and (models is None or record["model"] in models)
+        and (outs is None or record["out"] in outs)
+    ]
+
+
+def to_json(value: Any) -> str:
+    """Strict JSON, indented by 2: NaN and infinity become null, NumPy numbers and paths plain ones."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy arrays and scalars
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _pack(newest: Record, records: list[Record]) -> str:
+    """The file's text: the shared facts, as the newest record has them, then what is left of every record."""
+    shared = {"schema": SCHEMA} | {key: newest[key] for key in _SHARED if key in newest}
+    provenance = newest.get("provenance", {})
+    shared["provenance"] = {key: provenance[key] for key in _SHARED_PROVENANCE if key in provenance}
+    entries = []
+    for record in records:
+        entry = {key: value for key, value in record.items() if key not in _SHARED}
+        provenance = entry.pop("provenance", {})
+        entry["provenance"] = {key: value for key, value in provenance.items() if key not in _SHARED_PROVENANCE}
+        entries.append(entry)
+    return to_json({**shared, "entries": entries}) + "\n"
+
+
+def _read(path: Path) -> list[Record]:
+    """The records of one file, shared facts put back into each."""
+    try:
+        shared = json.loads(path.read_text(encoding="utf-8"))
+        if shared["schema"] > SCHEMA:
+            raise OodbenchError(f"{path} was written by a newer oodbench (schema {shared['schema']}): update this one.")
+        entries, provenance = shared.pop("entries"), shared.pop("provenance")
+        records = [{**shared, **entry, "provenance": {**provenance, **entry["provenance"]}} for entry in entries]
+        if not records or not all(record.keys() >= _REQUIRED for record in records):
+            raise KeyError(*_REQUIRED)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OodbenchError(
+            f"{path} is not a readable results file: restore it, or delete it and run again."
+        ) from error
+    return records
+
+
+def _entry_key(record: Record) -> tuple[str, int, int]:
+    return record["detector"], record["group_size"], record["seed"]
+
+
+def _owner(record: Record) -> tuple[Any, Any]:
+    return record.get("preset"), record.get("provenance", {}).get("weights")
+
+
+def _data_hash(record: Record) -> str:
+    provenance = record.get("provenance", {})
+    facts = to_json({key: provenance.get(key) for key in ("data", "adaptation")})
+    return hashlib.sha256(facts.encode()).hexdigest()[:8]
+
+
+def _folder(parent: Path, record: Record) -> Path:
+    folder = parent / _file_name(record["model"])
+    earlier = next(iter(sorted(folder.glob("*.json"))), None)
+    if earlier is None or _owner(_read(earlier)[0]) == _owner(record):
+        return folder
+    preset, weights = _owner(record)
+    return folder.with_name(f"{folder.name}@{preset or 'own'}-{(weights or 'none')[:8]}")
+
+
+def _file_name(name: str) -> str:
+    """A name that any file system takes, different for different names: `npz:/data/x` becomes `npz%3A%2Fdata%2Fx`."""
+    safe = quote(name, safe="+")
+    if safe.startswith("."):  # "..", or a file that `ls` hides
+        safe = "%2E" + safe[1:]
+    if len(safe) > _LONGEST_NAME:
+        safe = f"{safe[: _LONGEST_NAME - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return safe
