@@ -1,0 +1,350 @@
+"""The commands: they read options, call one function each and print what it returns."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from oodbench.errors import OodbenchError
+from oodbench.options import (
+    BatchSize,
+    DataRoot,
+    Detectors,
+    Device,
+    Format,
+    FormatOption,
+    In,
+    Kind,
+    Limit,
+    Metric,
+    Model,
+    Models,
+    Out,
+    Plugins,
+    Precision,
+    PrecisionOption,
+    Preset,
+    Results,
+    Seed,
+    Seeds,
+    TrainedOn,
+    Weights,
+)
+
+__all__ = ["app", "main"]
+
+
+class _Commands(TyperGroup):
+    """Says in one line what stopped a command."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # newer typers bring a click of their own
+        try:
+            return super().invoke(ctx)
+        except OodbenchError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            print("interrupted; run the same command again to continue", file=sys.stderr)
+            raise typer.Exit(130) from error
+
+
+def _examples(*lines: str) -> str:
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Out-of-distribution detection with deep density models, measured.",
+    epilog=_examples(
+        "oodbench run                                  the point of it all, on embedded images",
+        "oodbench run --in cifar10 --out svhn          every model and score there is for one pair",
+        "oodbench list detectors                       what can be measured",
+    )
+    + "\n\n\b\nEvery option can be set by an environment variable, such as OODBENCH_DEVICE for --device;"
+    + "\nwhere an option may be repeated, the variable's values are separated by spaces (files: by colons).",
+)
+
+
+@app.command(
+    epilog=_examples(
+        "oodbench run",
+        "oodbench run --in cifar10 --out svhn",
+        "oodbench run --in cifar10 --out svhn --out cifar10+vflip --model glow --detector typicality --limit 2000",
+        "oodbench run --in fashionmnist --out folder:~/scans --format markdown > table.md",
+        "oodbench run --in mnist --out kmnist --plugin my_score.py --detector my_score --scores scores/",
+    )
+)
+def run(
+    in_: In = None,
+    out: Out = None,
+    model: Models = None,
+    detector: Detectors = None,
+    data_root: DataRoot = None,
+    results: Results = Path("results"),
+    scores: Annotated[
+        Path | None,
+        typer.Option("--scores", envvar="OODBENCH_SCORES", help="Folder to write per-image scores to, as CSV."),
+    ] = None,
+    seed: Seed = 0,
+    seeds: Seeds = None,
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    precision: PrecisionOption = Precision.FLOAT32,
+    limit: Limit = None,
+    format_: FormatOption = Format.TABLE,
+    plugin: Plugins = None,
+    weights: Weights = None,
+) -> None:
+    """Measure detectors on pairs of data sets.
+
+    Prints one table and keeps a record of every number. A rerun computes nothing twice. Without --in and --out it
+    takes the embedded pairs, which need no download.
+    """
+    from oodbench.benchmark import run_records
+
+    from oodbench.report import table as render
+
+    records: list[dict[str, Any]] = []
+    for one_seed in seeds or [seed]:
+        records += run_records(
+            in_=in_,
+            out=out,
+            models=model,
+            detectors=detector,
+            data_root=data_root,
+            results=results,
+            seed=one_seed,
+            device=device,
+            batch_size=batch_size,
+            precision=precision.value,
+            limit=limit,
+            plugins=plugin or [],
+            weights=weights,
+            scores=scores,
+        )
+    typer.echo(render(records, format=format_.value).rstrip("\n"))
+
+
+@app.command(
+    epilog=_examples(
+        "oodbench train --model glow --in cifar10",
+        "oodbench train --model glow --in cifar10 --background",
+        "oodbench train --model pixelcnn++ --in digits --preset tiny --pretrained weights/",
+    )
+)
+def train(
+    model: Model,
+    dataset: TrainedOn,
+    preset: Annotated[
+        Preset,
+        typer.Option(
+            "--preset", envvar="OODBENCH_PRESET", help="tiny: tests; small: minutes; paper: the papers' size."
+        ),
+    ] = Preset.SMALL,
+    background: Annotated[
+        bool,
+        typer.Option("--background", envvar="OODBENCH_BACKGROUND", help="The companion model of likelihood_ratio."),
+    ] = False,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    pretrained: Annotated[
+        Path | None,
+        typer.Option(
+            "--pretrained", envvar="OODBENCH_PRETRAINED", help="Folder that gets the weights. Default: the cache."
+        ),
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Train a density model.
+
+    Its weights are added to an index. A killed training continues where it was.
+    """
+    from oodbench.plugins import load_plugins
+
+    load_plugins(plugin or [])
+    from oodbench.training import train as train_model
+
+    trained = train_model(
+        model,
+        dataset,
+        preset=preset.value,
+        background=background,
+        data_root=data_root,
+        device=device,
+        pretrained=pretrained,
+        seed=seed,
+    )
+    typer.echo(f"{trained.entry['file']}: {trained.entry['bits_per_dim']:.3f} bits/dim on validation images")
+
+
+@app.command(
+    epilog=_examples(
+        "oodbench score folder:~/scans --in cifar10 --model glow",
+        "oodbench score npz:new.npz --in fashionmnist --model pixelcnn++ --detector typicality --output scores.csv",
+    )
+)
+def score(
+    images: Annotated[str, typer.Argument(help="folder:PATH, npz:PATH or a data set's name.")],
+    dataset: TrainedOn,
+    model: Model,
+    detector: Detectors = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", envvar="OODBENCH_OUTPUT", help="CSV file. Default: standard output.")
+    ] = None,
+    data_root: DataRoot = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    precision: PrecisionOption = Precision.FLOAT32,
+    limit: Limit = None,
+    plugin: Plugins = None,
+    weights: Weights = None,
+) -> None:
+    """Score images of your own.
+
+    Gives a CSV: score, percentile and p-value against the validation images.
+    """
+    from oodbench.benchmark import score_images
+
+    scored = score_images(
+        images=images,
+        model=model,
+        dataset=dataset,
+        detector=detector,
+        output=output,
+        data_root=data_root,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        precision=precision.value,
+        limit=limit,
+        plugins=plugin or [],
+        weights=weights,
+    )
+    if output is None:
+        typer.echo(scored.to_csv(index=False), nl=False)
+
+
+@app.command(
+    epilog=_examples(
+        "oodbench table",
+        "oodbench table --in cifar10 --format latex > table.tex",
+        "oodbench table --metric fpr95 --format csv",
+    )
+)
+def table(
+    in_: Annotated[
+        str | None, typer.Option("--in", envvar="OODBENCH_IN", help="In-distribution data set.", metavar="NAME")
+    ] = None,
+    out: Annotated[
+        list[str] | None,
+        typer.Option("--out", envvar="OODBENCH_OUT", help="Data set to show; may be repeated.", metavar="NAME"),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", envvar="OODBENCH_MODEL", help="Model to show; may be repeated.", metavar="NAME"),
+    ] = None,
+    results: Results = Path("results"),
+    format_: FormatOption = Format.TABLE,
+    metric: Annotated[
+        Metric, typer.Option("--metric", envvar="OODBENCH_METRIC", help="The number in the table's cells.")
+    ] = Metric.AUROC,
+) -> None:
+    """Print the table of the records in a folder."""
+    from oodbench.records import read_records
+    from oodbench.report import table as render
+
+    records = read_records(results, in_=in_, models=model, outs=out)
+    typer.echo(render(records, format=format_.value, metric=metric.value).rstrip("\n"))
+
+
+@app.command(
+    epilog=_examples(
+        "oodbench plot --in cifar10 --out svhn",
+        "oodbench plot --in fashionmnist --out mnist --model glow --detector likelihood --detector typicality",
+    )
+)
+def plot(
+    in_: In = None,
+    out: Out = None,
+    model: Models = None,
+    detector: Detectors = None,
+    data_root: DataRoot = None,
+    results: Results = Path("results"),
+    seed: Seed = 0,
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    precision: PrecisionOption = Precision.FLOAT32,
+    limit: Limit = None,
+    plugin: Plugins = None,
+    weights: Weights = None,
+) -> None:
+    """Draw score histograms and ROC curves.
+
+    The pictures land in the folder of the records; their paths are printed.
+    """
+    from oodbench.benchmark import plot as draw
+
+    pictures = draw(
+        in_=in_,
+        out=out,
+        models=model,
+        detectors=detector,
+        data_root=data_root,
+        results=results,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        precision=precision.value,
+        limit=limit,
+        plugins=plugin or [],
+        weights=weights,
+    )
+    for picture in pictures:
+        typer.echo(picture)
+
+
+@app.command(
+    "list",
+    epilog=_examples(
+        "oodbench list models",
+        "oodbench list detectors --plugin my_score.py",
+        "oodbench list datasets --data-root ~/data --json",
+    ),
+)
+def list_(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    json: Annotated[bool, typer.Option("--json", envvar="OODBENCH_JSON", help="A JSON array of objects.")] = False,
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+) -> None:
+    """List what there is, plugins included."""
+    from oodbench.catalogue import as_json, as_text, catalogue
+
+    rows = catalogue(kind.value, data_root=data_root, plugins=plugin or [])
+    typer.echo(as_json(rows) if json else as_text(rows))
+
+
+@app.command(epilog=_examples("oodbench info", "oodbench info --plugin my_score.py"))
+def info(data_root: DataRoot = None, plugin: Plugins = None) -> None:
+    """Show versions, devices, folders, plugins."""
+    from oodbench.catalogue import as_text, installation
+
+    typer.echo(as_text(installation(data_root=data_root, plugins=plugin or [])))
+
+
+def main() -> None:
+    """The console script `oodbench`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

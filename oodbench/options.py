@@ -1,0 +1,180 @@
+"""The commands' options: names, environment variables, help."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "BatchSize",
+    "DataRoot",
+    "Detectors",
+    "Device",
+    "Format",
+    "FormatOption",
+    "In",
+    "Kind",
+    "Limit",
+    "Metric",
+    "Model",
+    "Models",
+    "Out",
+    "Plugins",
+    "Precision",
+    "PrecisionOption",
+    "Preset",
+    "Results",
+    "Seed",
+    "Seeds",
+    "TrainedOn",
+    "Weights",
+]
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    MODELS = "models"
+    DETECTORS = "detectors"
+    DATASETS = "datasets"
+    STATISTICS = "statistics"
+    PRETRAINED = "pretrained"
+
+
+class Format(StrEnum):
+    """How a table is printed."""
+
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    CSV = "csv"
+    LATEX = "latex"
+    JSON = "json"
+
+
+class Metric(StrEnum):
+    """What a table shows."""
+
+    AUROC = "auroc"
+    AUPR_IN = "aupr_in"
+    AUPR_OUT = "aupr_out"
+    FPR95 = "fpr95"
+
+
+class Precision(StrEnum):
+    """What the networks compute in; likelihoods are summed in float32 or better."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Preset(StrEnum):
+    """How large a model is."""
+
+    TINY = "tiny"
+    SMALL = "small"
+    PAPER = "paper"
+
+
+def _batch_size(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is neither 'auto' nor a positive number of images.")
+    return int(text)
+
+
+def _seeds(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(f"{text!r} is not a list of seeds such as 0,1,2.")
+    return [int(part) for part in parts]
+
+
+In = Annotated[
+    list[str] | None,
+    typer.Option("--in", envvar="OODBENCH_IN", help="In-distribution data set; may be repeated.", metavar="NAME"),
+]
+Out = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--out",
+        envvar="OODBENCH_OUT",
+        help="Out-of-distribution data set: a name, folder:PATH or npz:PATH, any with +PERTURBATION; may be repeated.",
+        metavar="NAME",
+    ),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        envvar="OODBENCH_MODEL",
+        help="Density model; may be repeated. Default: every model with weights for the in-distribution set. "
+        "A named one without weights is trained first.",
+        metavar="NAME",
+    ),
+]
+Detectors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--detector",
+        envvar="OODBENCH_DETECTOR",
+        help="Detector; may be repeated. Default: every one that applies.",
+        metavar="NAME",
+    ),
+]
+TrainedOn = Annotated[
+    str, typer.Option("--in", envvar="OODBENCH_IN", help="The data set the model is trained on.", metavar="NAME")
+]
+Model = Annotated[str, typer.Option("--model", envvar="OODBENCH_MODEL", help="Density model.", metavar="NAME")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        envvar=["OODBENCH_DATA", "OODBENCH_DATA_ROOT"],
+        help="Folder of prepared <name>/<split>.npz, which win over downloading.",
+    ),
+]
+Results = Annotated[Path, typer.Option("--results", envvar="OODBENCH_RESULTS", help="Folder of the records.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", envvar="OODBENCH_SEED", min=0, help="Of all random numbers: the same seed, the same result."
+    ),
+]
+Seeds = Annotated[
+    Any,
+    typer.Option(
+        "--seeds", envvar="OODBENCH_SEEDS", parser=_seeds, metavar="S,S,...", help="Several seeds, such as 0,1,2."
+    ),
+]
+Device = Annotated[str, typer.Option("--device", envvar="OODBENCH_DEVICE", help="auto, cpu, cuda, cuda:1 ...")]
+BatchSize = Annotated[
+    Any,
+    typer.Option(
+        "--batch-size", envvar="OODBENCH_BATCH_SIZE", parser=_batch_size, metavar="auto|N", help="Images at a time."
+    ),
+]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", envvar="OODBENCH_PRECISION", help="What the networks compute in.")
+]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", envvar="OODBENCH_LIMIT", min=1, help="Take a seeded subset of so many images of each set."),
+]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        envvar="OODBENCH_PLUGIN",
+        help="Python file that registers detectors, statistics, models or data sets; may be repeated.",
+        metavar="FILE",
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights", envvar="OODBENCH_WEIGHTS", help="Weights (.safetensors beside their index) or a folder of them."
+    ),
+]
+FormatOption = Annotated[Format, typer.Option("--format", envvar="OODBENCH_FORMAT", help="How the table is printed.")]
