@@ -16,23 +16,23 @@ class Columns(Mapping[str, np.ndarray]):
     With `group_size` b > 1, rows g*b ... g*b + b - 1 are the images of group g, and N is a multiple of b.
     """
 
-    values: Mapping[str, np.ndarray]  # each (N, ...)
+    arrays: Mapping[str, np.ndarray]  # each (N, ...)
     dimensions: int  # D = channels x height x width of the model's domain
     group_size: int = 1
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self.values[name]
+        return self.arrays[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.values)
+        return iter(self.arrays)
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.arrays)
 
     @property
     def rows(self) -> int:
         """N, the number of images."""
-        return len(next(iter(self.values.values()))) if self.values else 0
+        return len(next(iter(self.arrays.values()))) if self.arrays else 0
 
     def groups(self, name: str) -> np.ndarray:
         """The column as (N / group_size, group_size, ...)."""
@@ -41,7 +41,7 @@ class Columns(Mapping[str, np.ndarray]):
 
     def take(self, rows: np.ndarray, group_size: int = 1) -> "Columns":
         """The columns of `rows`, in that order, as groups of `group_size`."""
-        taken = {name: column[rows] for name, column in self.values.items()}
+        taken = {name: column[rows] for name, column in self.arrays.items()}
         return Columns(taken, self.dimensions, group_size)
 
 

@@ -28,7 +28,7 @@ from oodbench.training.recipe import Recipe, load_recipe
 
 __all__ = ["train"]
 
-VALIDATION_IMAGES = 512  # for the curve; detectors are fitted on all of them later
+VALIDATION_IMAGES = 256  # for the curve; detectors are fitted on all of them later
 CURVE_POINTS = 20
 CHECKPOINT_SECONDS = 60.0
 UNDERTRAINED = 0.01  # a model whose bits/dim fell by more than this share in the last fifth of its steps

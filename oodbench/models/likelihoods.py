@@ -1,0 +1,108 @@
+"""Distributions of one 8-bit pixel given a network's output: a mixture of discretised logistics (Salimans et al. 2017).
+
+    P(x) = sum_k pi_k prod_c [sigmoid((x_c + 1/2 - m_kc) / s_kc) - sigmoid((x_c - 1/2 - m_kc) / s_kc)]
+
+with the lower edge of 0 and the upper edge of 255 at infinity, so that the 256 probabilities of a channel sum to 1. The
+means of green and blue shift linearly with the channels before them, which makes a pixel's channels dependent.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oodbench.models.nn import Convolution
+from oodbench.models.noise import Noise
+
+__all__ = ["logistic_mixture_head", "logistic_mixture_channels", "logistic_mixture_log_prob", "sample_logistic_mixture"]
+
+_HALF_BIN = 1 / 255  # on the scale where 0 ... 255 is -1 ... 1
+_MIN_LOG_SCALE = -7.0
+
+
+def logistic_mixture_channels(channels: int, mixtures: int) -> int:
+    """How many numbers a pixel needs: weight logits, means, log-scales and coupling coefficients."""
+    return mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
+
+
+def logistic_mixture_head(inputs: int, channels: int, mixtures: int) -> Convolution:
+    """A 1x1 convolution to a mixture's parameters, which starts with components spread evenly over the range of pixels.
+
+    Components that start alike would stay alike, and ones far narrower or wider than the gaps between them learn slowly.
+    """
+    head = Convolution(inputs, logistic_mixture_channels(channels, mixtures), zero=True)
+    with torch.no_grad():
+        means = torch.linspace(-1, 1, mixtures + 2)[1:-1]
+        start = mixtures
+        for width, value in ((channels, means), (channels, torch.full((mixtures,), -1.0 - math.log(mixtures) / 2))):
+            head.bias[start : start + width * mixtures] = value.repeat(width)
+            start += width * mixtures
+    return head
+
+
+def logistic_mixture_log_prob(x: Tensor, parameters: Tensor, mixtures: int) -> Tensor:
+    """log P of uint8 images (B, C, H, W) in nats (B,), from parameters (B, logistic_mixture_channels, H, W).
+
+    The difference of two sigmoids is taken as sigmoid(b) sigmoid(-a) (1 - exp(a - b)), whose logarithm is exact at any
+    distance from the mean: no clamped probabilities.
+    """
+    logits, means, log_scales, coefficients = _unpack(parameters, x.shape[1], mixtures)
+    byte = x.permute(0, 2, 3, 1)[..., None]  # (B, H, W, C, 1)
+    value = byte.to(parameters.dtype) / 127.5 - 1
+    centred = value - _coupled(means, coefficients, value)
+    inverse_scale = torch.exp(-log_scales)
+    upper = (centred + _HALF_BIN) * inverse_scale
+    lower = (centred - _HALF_BIN) * inverse_scale
+    inside = torch.log(-torch.expm1(-2 * _HALF_BIN * inverse_scale))
+    first, last = byte == 0, byte == 255
+    log_probs = (
+        F.logsigmoid(upper).masked_fill(last, 0.0)
+        + F.logsigmoid(-lower).masked_fill(first, 0.0)
+        + inside.masked_fill(first | last, 0.0)
+    )
+    per_component = log_probs.sum(-2)
+    if mixtures == 1:
+        return per_component.sum((1, 2, 3))
+    return torch.logsumexp(per_component + F.log_softmax(logits, -1), -1).sum((1, 2))
+
+
+def sample_logistic_mixture(parameters: Tensor, channels: int, mixtures: int, noise: Noise, stream: str) -> Tensor:
+    """uint8 (B, C, H, W), pixels independent given the parameters, channels in order."""
+    logits, means, log_scales, coefficients = _unpack(parameters, channels, mixtures)
+    shape = tuple(logits.shape[1:3])
+    gumbel = -torch.log(-torch.log(noise.uniform((*shape, mixtures), f"{stream} component")))
+    chosen = F.one_hot((logits + gumbel).argmax(-1), mixtures).to(parameters.dtype)
+    u = noise.uniform((*shape, channels), f"{stream} value")
+    logistic = torch.log(u) - torch.log1p(-u)
+    means, log_scales, coefficients = ((t * chosen[..., None, :]).sum(-1, True) for t in (means, log_scales, coefficients))
+    value = torch.zeros_like(means)
+    for c in range(channels):
+        mean = _coupled(means, coefficients, value)[..., c, 0]
+        drawn = mean + log_scales[..., c, 0].exp() * logistic[..., c]
+        # Rounded to the grid at once: the next channel must see the byte that is kept.
+        byte = ((drawn + 1) * 127.5).round().clamp(0, 255)
+        value[..., c, 0] = byte / 127.5 - 1
+    return ((value[..., 0] + 1) * 127.5).round().to(torch.uint8).permute(0, 3, 1, 2)
+
+
+def _unpack(parameters: Tensor, channels: int, mixtures: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weight logits (B, H, W, K); means, log-scales (B, H, W, C, K); coefficients (B, H, W, C(C-1)/2, K)."""
+    p = parameters.permute(0, 2, 3, 1)
+    pairs = channels * (channels - 1) // 2
+    logits, rest = p[..., :mixtures], p[..., mixtures:]
+    rest = rest.reshape(*p.shape[:3], 2 * channels + pairs, mixtures)
+    means, log_scales, coefficients = rest.split((channels, channels, pairs), -2)
+    return logits, means, log_scales.clamp_min(_MIN_LOG_SCALE), torch.tanh(coefficients)
+
+
+def _coupled(means: Tensor, coefficients: Tensor, value: Tensor) -> Tensor:
+    """Means with the linear shift by earlier channels: m_c + sum_{d<c} a_cd x_d."""
+    channels = means.shape[-2]
+    shifted = [means[..., :1, :]]
+    pair = 0
+    for c in range(1, channels):
+        earlier = (coefficients[..., pair : pair + c, :] * value[..., :c, :]).sum(-2, keepdim=True)
+        shifted.append(means[..., c : c + 1, :] + earlier)
+        pair += c
+    return torch.cat(shifted, -2) if channels > 1 else means

@@ -1,0 +1,1 @@
+"""Variational autoencoders: ELBO to train, importance-weighted estimates to report."""

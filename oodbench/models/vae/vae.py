@@ -1,0 +1,158 @@
+"""Convolutional variational autoencoder (Kingma & Welling 2014) with a discretised-logistic decoder.
+
+Reported is the importance-weighted bound of Burda et al. 2016:
+
+    log P(x) >= E log 1/K sum_k P(x | z_k) p(z_k) / q(z_k | x),    z_k ~ q(z | x)
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oodbench.errors import OodbenchError
+from oodbench.models.base import DensityModel, Likelihood
+from oodbench.models.likelihoods import (
+    logistic_mixture_channels,
+    logistic_mixture_log_prob,
+    sample_logistic_mixture,
+)
+from oodbench.models.nn import Convolution
+from oodbench.models.noise import Noise
+
+__all__ = ["VAE"]
+
+DECODER_ROWS = 512  # images through the decoder at a time: bounds memory whatever K is
+
+
+class _Residual(nn.Module):
+    """x + conv(relu(conv(relu(x))))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = Convolution(channels, channels, (3, 3), (1, 1))
+        self.second = Convolution(channels, channels, (3, 3), (1, 1), zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.second(self.first(F.relu(x)).relu_())
+        return out
+
+
+class _Encoder(nn.Module):
+    """(B, C, H, W) -> mean and log-variance, each (B, latents, H/4, W/4)."""
+
+    def __init__(self, channels: int, hidden: int, latents: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            Convolution(channels, hidden, (4, 4), (1, 1), stride=2),
+            nn.ReLU(),
+            Convolution(hidden, hidden, (4, 4), (1, 1), stride=2),
+            _Residual(hidden),
+            _Residual(hidden),
+            nn.ReLU(),
+            Convolution(hidden, 2 * latents),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.layers(x).to(x.dtype).chunk(2, 1)
+        return mean, log_variance
+
+
+class _Decoder(nn.Module):
+    """(B, latents, H/4, W/4) -> the pixels' logistic parameters (B, P, H, W).
+
+    Resolution grows by rearranging channels (Shi et al. 2016), so that no convolution runs on the full image.
+    """
+
+    def __init__(self, latents: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            Convolution(latents, hidden, (3, 3), (1, 1)),
+            _Residual(hidden),
+            _Residual(hidden),
+            nn.ReLU(),
+            Convolution(hidden, 4 * hidden),
+            nn.PixelShuffle(2),
+            _Residual(hidden),
+            nn.ReLU(),
+            Convolution(hidden, 4 * outputs, (3, 3), (1, 1)),
+            nn.PixelShuffle(2),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        out: Tensor = self.layers(z).to(z.dtype)
+        return out
+
+
+class VAE(DensityModel):
+    """q(z | x) = N(m(x), s(x)^2), p(z) = N(0, I), P(x | z) a mixture of discretised logistics a pixel.
+
+    `latents` maps of a quarter of the image's side, `hidden` channels, `mixtures` components, K = `draws` in `log_px`.
+    """
+
+    likelihood = Likelihood.LOWER_BOUND
+    columns = ("log_px", "elbo", "reconstruction", "kl")
+
+    def __init__(
+        self, shape: tuple[int, int, int], latents: int = 8, hidden: int = 64, mixtures: int = 1, draws: int = 16
+    ) -> None:
+        super().__init__(shape)
+        channels, height, width = shape
+        if height % 4 or width % 4:
+            raise OodbenchError(f"vae cannot take {height}x{width} images: sides must be divisible by 4.")
+        if draws < 1:
+            raise OodbenchError(f"vae needs at least one importance draw, not {draws}.")
+        self.mixtures, self.draws = mixtures, draws
+        self.latent_shape = (latents, height // 4, width // 4)
+        self.encoder = _Encoder(channels, hidden, latents)
+        self.decoder = _Decoder(latents, hidden, logistic_mixture_channels(channels, mixtures))
+
+    def statistic_parameters(self) -> dict[str, int]:
+        return {"draws": self.draws}
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (B, C, H, W) -> (mean, standard deviation) of q(z | x)."""
+        value = x.to(next(self.parameters()).dtype).contiguous(memory_format=torch.channels_last) / 127.5 - 1
+        mean, log_variance = self.encoder(value)
+        return mean, torch.exp(0.5 * log_variance.clamp(-14, 6))
+
+    def log_px_given_z(self, x: Tensor, z: Tensor) -> Tensor:
+        """log P(x | z) in nats (B,)."""
+        return logistic_mixture_log_prob(x, self.decoder(z), self.mixtures)
+
+    def statistics(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """log_px (K draws), elbo = reconstruction - kl: reconstruction the mean over the draws, kl in closed form."""
+        mean, std = self.posterior(x)
+        chunk = max(1, DECODER_ROWS // len(x))
+        log_weights, reconstructions = [], []
+        for first in range(0, self.draws, chunk):
+            count = min(chunk, self.draws - first)
+            e = noise.expand(first, count).normal(self.latent_shape, "latent").to(mean.dtype)
+            m, s = (t.repeat_interleave(count, 0) for t in (mean, std))
+            z = (m + s * e).contiguous(memory_format=torch.channels_last)
+            log_likelihood = self.log_px_given_z(x.repeat_interleave(count, 0), z)
+            # log p(z) - log q(z | x): the constants of the two normals cancel.
+            log_ratio = (0.5 * (e.square() - z.square()) + s.log()).sum((1, 2, 3))
+            log_weights.append((log_likelihood + log_ratio).reshape(len(x), count))
+            reconstructions.append(log_likelihood.reshape(len(x), count))
+        log_px = torch.logsumexp(torch.cat(log_weights, 1), 1) - math.log(self.draws)
+        reconstruction = torch.cat(reconstructions, 1).mean(1)
+        kl = _kl(mean, std)
+        return {"log_px": log_px, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+
+    def loss(self, x: Tensor, noise: Noise) -> Tensor:
+        """-ELBO with one draw, nats (B,)."""
+        mean, std = self.posterior(x)
+        z = mean + std * noise.normal(self.latent_shape, "latent").to(mean.dtype)
+        return _kl(mean, std) - self.log_px_given_z(x, z.contiguous(memory_format=torch.channels_last))
+
+    def sample(self, n: int, noise: Noise) -> Tensor:
+        """uint8 (n, C, H, W)."""
+        z = noise.normal(self.latent_shape, "prior").to(next(self.parameters()).dtype)
+        return sample_logistic_mixture(self.decoder(z), self.shape[0], self.mixtures, noise, "pixels")
+
+
+def _kl(mean: Tensor, std: Tensor) -> Tensor:
+    """KL(N(mean, std^2) || N(0, I)) in nats (B,)."""
+    return 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).sum((1, 2, 3))
