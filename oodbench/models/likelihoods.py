@@ -33,9 +33,9 @@ def logistic_mixture_head(inputs: int, channels: int, mixtures: int) -> Convolut
     """
     head = Convolution(inputs, logistic_mixture_channels(channels, mixtures), zero=True)
     with torch.no_grad():
-        means = torch.linspace(-1, 1, mixtures + 2)[1:-1]
+        means = torch.linspace(-0.5, 0.5, mixtures + 2)[1:-1]
         start = mixtures
-        for width, value in ((channels, means), (channels, torch.full((mixtures,), -1.0 - math.log(mixtures) / 2))):
+        for width, value in ((channels, means), (channels, torch.full((mixtures,), -1.5 - math.log(mixtures) / 2))):
             head.bias[start : start + width * mixtures] = value.repeat(width)
             start += width * mixtures
     return head
