@@ -55,9 +55,9 @@ def entries(dataset: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def available_models(dataset: str) -> list[str]:
+def available_models(dataset: str, weights: Path | None = None, role: str = "model") -> list[str]:
     """Names of the models that have weights for this in-distribution set, in registry order."""
-    names = {entry["model"] for _, entry in entries(dataset) if entry["role"] == "model"}
+    names = {entry["model"] for file, entry in _candidates(dataset, weights) if entry["role"] == role and file.is_file()}
     return [name for name in MODELS if name in names]
 
 

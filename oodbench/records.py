@@ -28,7 +28,7 @@ _LONGEST_NAME = 100  # characters, of the 255 bytes that file systems take
 def write_records(results_dir: Path, records: Sequence[Record]) -> Path:
     """Adds the records of one model on one pair to `results/<in>/<model>/<out>.json`; returns the file's path.
 
-    An entry of the same detector, group size and seed is replaced, all others stay. A folder belongs to the weights
+    An entry of the same detector, group size and seed is replaced, unless it counted more images; all others stay. A folder belongs to the weights
     that came first: another model of the same name goes to `<model>@<preset>-<short weight hash>`. A file belongs to
     one state of the data: other images or another adaptation go to `<out>@<short data hash>.json`. So nothing is
     overwritten by what is not its own repetition. Raises `OodbenchError` where an existing file cannot be read.
@@ -40,7 +40,10 @@ def write_records(results_dir: Path, records: Sequence[Record]) -> Path:
     if path.exists() and _data_hash(_read(path)[0]) != _data_hash(first):
         path = path.with_name(f"{path.stem}@{_data_hash(first)}.json")
     entries = {_entry_key(record): record for record in _read(path)} if path.exists() else {}
-    entries |= {_entry_key(record): record for record in records}
+    for record in records:
+        earlier = entries.get(_entry_key(record))
+        if earlier is None or _images(record) >= _images(earlier):
+            entries[_entry_key(record)] = record
     with write_atomically(path) as file:
         file.write(_pack(first, [entries[key] for key in sorted(entries)]).encode())
     return path
@@ -116,6 +119,10 @@ def _read(path: Path) -> list[Record]:
 
 def _entry_key(record: Record) -> tuple[str, int, int]:
     return record["detector"], record["group_size"], record["seed"]
+
+
+def _images(record: Record) -> int:
+    return int(record.get("n_in", 0)) + int(record.get("n_out", 0))
 
 
 def _owner(record: Record) -> tuple[Any, Any]:

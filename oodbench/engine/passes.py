@@ -50,6 +50,7 @@ def passes_for(names: Sequence[str], model: "TrainedModel | None", precision: st
     if model is not None:
         facts = {
             "model": model.name,
+            "model_version": model.module.version,
             "weights": model.weights,
             "config": model.config,
             "shape": model.module.shape,

@@ -35,8 +35,8 @@ class Recipe:
 def load_recipe(model: str, dataset: str, preset: str = "small", background: bool = False) -> Recipe:
     """The recipe of `recipes/<preset>.toml`: its defaults, then the model's table, then the model's table for the data set.
 
-    Tables are named `["glow"]`, `["glow" . "cifar10"]` and `["glow" . "background"]`; the last holds what a background
-    model changes. A `config` table adds to the one before it.
+    Tables are named `[glow]`, `[glow.cifar10]` and `[glow.cifar10.background]`; the last holds what a background model
+    changes. A `config` table adds to the one before it.
     """
     if preset not in PRESETS:
         raise OodbenchError(f"Unknown preset {preset!r}: there are {', '.join(PRESETS)}.")
@@ -45,7 +45,8 @@ def load_recipe(model: str, dataset: str, preset: str = "small", background: boo
     own = tables.get(model, {})
     values: dict[str, Any] = {}
     config: dict[str, Any] = {}
-    for table in (tables["defaults"], own, own.get(dataset, {}), own.get("background", {}) if background else {}):
+    for_data = own.get(dataset, {})
+    for table in (tables["defaults"], own, for_data, for_data.get("background", {}) if background else {}):
         config |= table.get("config", {})
         values |= {key: value for key, value in table.items() if not isinstance(value, dict)}
     if background:

@@ -1,0 +1,149 @@
+"""What a run is about: which pairs, which models with which weights, which detectors apply to them."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oodbench.data import Images
+from oodbench.detector import Detector
+from oodbench.errors import OodbenchError
+from oodbench.pretrained import TrainedModel, available_models, load_model
+from oodbench.registry import DETECTORS, MODELS, STATISTICS
+
+__all__ = ["BACKGROUND", "Contender", "contenders", "pairs"]
+
+BACKGROUND = "@background"  # `log_px@background` is the column `log_px` of the companion model
+
+EMBEDDED = {"photos": ["glyphs"], "digits": ["glyphs8"]}
+"""In-distribution sets to out-of-distribution sets that need no download: what `oodbench run` takes by itself."""
+
+USUAL = EMBEDDED | {
+    "cifar10": ["svhn", "cifar100", "cifar10+vflip", "noise", "constant"],
+    "cifar100": ["svhn", "cifar10", "cifar100+vflip", "noise", "constant"],
+    "svhn": ["cifar10", "cifar100", "svhn+vflip", "noise", "constant"],
+    "fashionmnist": ["mnist", "kmnist", "emnist_letters"],
+    "mnist": ["fashionmnist", "kmnist"],
+    "kmnist": ["mnist", "fashionmnist"],
+}
+"""What an in-distribution set is usually held against, where `--out` is not given."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model with the detectors that apply to it; without a model, the model-free controls."""
+
+    model: TrainedModel | None
+    background: TrainedModel | None
+    detectors: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The model's name in records."""
+        return self.model.name if self.model else "none"
+
+
+def pairs(in_: Sequence[str] | None, out: Sequence[str] | None) -> dict[str, list[str]]:
+    """In-distribution names to out-of-distribution names."""
+    if not in_:
+        if out:
+            raise OodbenchError("--out needs --in: name the data set that the models were trained on.")
+        return EMBEDDED
+    unknown = [name for name in in_ if not out and name not in USUAL]
+    if unknown:
+        raise OodbenchError(f"Nothing is usually held against {unknown[0]!r}: name data sets with --out.")
+    return {name: [o for o in out or USUAL[name] if o != name] for name in in_}
+
+
+def contenders(
+    images: Images,
+    models: Sequence[str] | None,
+    detectors: Sequence[str] | None,
+    weights: Path | None,
+    data_root: Path | None,
+    device: str,
+    progress: bool,
+) -> list[Contender]:
+    """Every model asked for (default: all with weights for these in-distribution images) and what applies to it.
+
+    A named model without weights is trained first. A named detector that applies to no model is an `OodbenchError`.
+    """
+    for name in models or ():
+        MODELS.get(name)
+    for name in detectors or ():
+        DETECTORS.get(name)
+    wanted = tuple(detectors or DETECTORS)
+    controls = tuple(name for name in wanted if _is_control(name))
+    rest = [name for name in wanted if name not in controls]
+    trained = []
+    if rest:
+        trained = _models(images, models, weights, data_root, device, progress)
+        if not trained:
+            print(
+                f"oodbench: there are no weights for {images.name}; only model-free controls can run. Name a model with "
+                "--model to train it first.",
+                file=sys.stderr,
+            )
+    found = [_contender(model, rest, weights) for model in trained]
+    missing = [name for name in detectors or () if name in rest and not any(name in c.detectors for c in found)]
+    if missing:
+        needs = ", ".join(_detector(missing[0]).needs)
+        raise OodbenchError(
+            f"The detector {missing[0]!r} applies to no model here: it needs {needs}. "
+            f"(A background model is trained by `oodbench train --model MODEL --in {images.name} --background`.)"
+        )
+    found = [contender for contender in found if contender.detectors]
+    return found + ([Contender(None, None, controls)] if controls else [])
+
+
+def _models(
+    images: Images,
+    models: Sequence[str] | None,
+    weights: Path | None,
+    data_root: Path | None,
+    device: str,
+    progress: bool,
+) -> list[TrainedModel]:
+    there = [name for name in MODELS if name in available_models(images.name, weights)]
+    trained = []
+    for name in models or there:
+        if name in there:
+            trained.append(load_model(name, images.name, weights=weights))
+        elif weights is not None:
+            load_model(name, images.name, weights=weights)  # says what is missing
+        else:
+            from oodbench.training import train
+
+            print(f"oodbench: {name} has no weights for {images.name}; training its small preset first.", file=sys.stderr)
+            trained.append(train(name, images.name, data_root=data_root, device=device, progress=progress))
+    for model in trained:
+        if model.entry["data_fingerprint"] != images.fingerprint:
+            print(
+                f"oodbench: {model.name} was trained on another copy of {images.name} (fingerprint "
+                f"{model.entry['data_fingerprint'][:12]}, here {images.fingerprint[:12]}).",
+                file=sys.stderr,
+            )
+    return trained
+
+
+def _contender(model: TrainedModel, detectors: Sequence[str], weights: Path | None) -> Contender:
+    background = None
+    if model.name in available_models(model.dataset, weights, role="background"):
+        background = load_model(model.name, model.dataset, role="background", weights=weights)
+
+    def there(need: str) -> bool:
+        own, companion = need.removesuffix(BACKGROUND), need.endswith(BACKGROUND)
+        return (own in model.module.columns or own in STATISTICS) and (background is not None or not companion)
+
+    applying = tuple(name for name in detectors if all(there(need) for need in _detector(name).needs))
+    return Contender(model, background, applying)
+
+
+def _detector(name: str) -> type[Detector]:
+    detector: type[Detector] = DETECTORS.get(name)
+    return detector
+
+
+def _is_control(name: str) -> bool:
+    """Whether a detector needs no model."""
+    return all(need in STATISTICS and not STATISTICS.get(need).needs_model for need in _detector(name).needs)
