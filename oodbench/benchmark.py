@@ -208,7 +208,7 @@ class _Trial:
         }
 
     def write_scores(self, folder: Path, out: str, scored: list[_Scored]) -> None:
-        """`<folder>/<in>/<model>/<out>.csv`: a row an image with its set, its index there and every detector's score."""
+        """`<folder>/<in>/<model>/<out>.csv`: a row an image: set, index there, every detector's score."""
         import pandas as pd
 
         outside = next(images for images in self.outs if images.name == out)

@@ -36,7 +36,7 @@ class TrainedModel:
 
 
 def pretrained_folders() -> list[Path]:
-    """Where weights are looked for, first match first: `OODBENCH_PRETRAINED`, own trainings, the checkout or the wheel."""
+    """Where weights are looked for, in order: `OODBENCH_PRETRAINED`, own trainings, the checkout or the wheel."""
     package = Path(__file__).parent
     chosen = os.environ.get("OODBENCH_PRETRAINED")
     folders = [Path(chosen)] if chosen else []
@@ -57,7 +57,8 @@ def entries(dataset: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
 
 def available_models(dataset: str, weights: Path | None = None, role: str = "model") -> list[str]:
     """Names of the models that have weights for this in-distribution set, in registry order."""
-    names = {entry["model"] for file, entry in _candidates(dataset, weights) if entry["role"] == role and file.is_file()}
+    rows = [entry for file, entry in _candidates(dataset, weights) if file.is_file()]
+    names = {entry["model"] for entry in rows if entry["role"] == role}
     return [name for name in MODELS if name in names]
 
 
@@ -87,7 +88,7 @@ def load_model(
 
 
 def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | None = None) -> TrainedModel:
-    """Writes weights and their index row into `folder` (default: the first of `OODBENCH_PRETRAINED` and the cache's)."""
+    """Writes weights and their index row into `folder`, by default `OODBENCH_PRETRAINED`, else in the cache."""
     from safetensors.torch import save
 
     folder = folder or Path(os.environ.get("OODBENCH_PRETRAINED") or cache_dir() / "pretrained")
@@ -118,7 +119,7 @@ def _candidates(dataset: str, weights: Path | None) -> list[tuple[Path, dict[str
     folder = weights if weights.is_dir() else weights.parent
     while not (folder / "index.json").is_file():
         if folder == folder.parent:
-            raise OodbenchError(f"There is no index.json in or above {weights}: name a folder made by `oodbench train`.")
+            raise OodbenchError(f"No index.json in or above {weights}: name a folder made by `oodbench train`.")
         folder = folder.parent
     rows = [(folder / row["file"], row) for row in _read_index(folder) if row["dataset"] == dataset]
     return [(file, row) for file, row in rows if weights.is_dir() or file.resolve() == weights.resolve()]
@@ -128,7 +129,7 @@ def _load(file: Path, entry: dict[str, Any]) -> TrainedModel:
     from safetensors.torch import load
 
     if sha256(file) != entry["sha256"]:
-        raise OodbenchError(f"{file} is not the file that its index describes (its SHA-256 differs): fetch or train it again.")
+        raise OodbenchError(f"{file} differs from its index (by SHA-256): fetch or train it again.")
     module: DensityModel = MODELS.get(entry["model"])(tuple(entry["shape"]), **entry["recipe"]["config"])
     module.load_state_dict(load(file.read_bytes()))
     return TrainedModel(module.eval(), entry["model"], entry["dataset"], entry["sha256"], entry)

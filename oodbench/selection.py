@@ -80,8 +80,8 @@ def contenders(
         trained = _models(images, models, weights, data_root, device, progress)
         if not trained:
             print(
-                f"oodbench: there are no weights for {images.name}; only model-free controls can run. Name a model with "
-                "--model to train it first.",
+                f"oodbench: there are no weights for {images.name}; only model-free controls can run. "
+                "Name a model with --model to train it first.",
                 file=sys.stderr,
             )
     found = [_contender(model, rest, weights) for model in trained]
@@ -114,7 +114,7 @@ def _models(
         else:
             from oodbench.training import train
 
-            print(f"oodbench: {name} has no weights for {images.name}; training its small preset first.", file=sys.stderr)
+            print(f"oodbench: {name} has no weights for {images.name}: training the small preset.", file=sys.stderr)
             trained.append(train(name, images.name, data_root=data_root, device=device, progress=progress))
     for model in trained:
         if model.entry["data_fingerprint"] != images.fingerprint:

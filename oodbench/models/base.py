@@ -33,7 +33,7 @@ class DensityModel(nn.Module):
 
     likelihood: ClassVar[Likelihood]
     columns: ClassVar[tuple[str, ...]] = ("log_px",)
-    version: ClassVar[int] = 1  # raised when the same weights come to give other numbers: cached columns are found by it
+    version: ClassVar[int] = 1  # raised when the same weights come to give other numbers (cached columns)
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()

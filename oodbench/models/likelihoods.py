@@ -15,7 +15,7 @@ from torch import Tensor
 from oodbench.models.nn import Convolution
 from oodbench.models.noise import Noise
 
-__all__ = ["logistic_mixture_head", "logistic_mixture_channels", "logistic_mixture_log_prob", "sample_logistic_mixture"]
+__all__ = ["logistic_mixture_channels", "logistic_mixture_head", "logistic_mixture_log_prob", "sample_logistic_mixture"]
 
 _HALF_BIN = 1 / 255  # on the scale where 0 ... 255 is -1 ... 1
 _MIN_LOG_SCALE = -7.0
@@ -27,9 +27,9 @@ def logistic_mixture_channels(channels: int, mixtures: int) -> int:
 
 
 def logistic_mixture_head(inputs: int, channels: int, mixtures: int) -> Convolution:
-    """A 1x1 convolution to a mixture's parameters, which starts with components spread evenly over the range of pixels.
+    """A 1x1 convolution to a mixture's parameters, which starts with components spread evenly.
 
-    Components that start alike would stay alike, and ones far narrower or wider than the gaps between them learn slowly.
+    Components that start alike would stay alike; ones far narrower or wider than their gaps learn slowly.
     """
     head = Convolution(inputs, logistic_mixture_channels(channels, mixtures), zero=True)
     with torch.no_grad():
@@ -75,7 +75,8 @@ def sample_logistic_mixture(parameters: Tensor, channels: int, mixtures: int, no
     chosen = F.one_hot((logits + gumbel).argmax(-1), mixtures).to(parameters.dtype)
     u = noise.uniform((*shape, channels), f"{stream} value")
     logistic = torch.log(u) - torch.log1p(-u)
-    means, log_scales, coefficients = ((t * chosen[..., None, :]).sum(-1, True) for t in (means, log_scales, coefficients))
+    chosen = chosen[..., None, :]
+    means, log_scales, coefficients = ((t * chosen).sum(-1, True) for t in (means, log_scales, coefficients))
     value = torch.zeros_like(means)
     for c in range(channels):
         mean = _coupled(means, coefficients, value)[..., c, 0]
@@ -92,7 +93,7 @@ def _unpack(parameters: Tensor, channels: int, mixtures: int) -> tuple[Tensor, T
     pairs = channels * (channels - 1) // 2
     logits, rest = p[..., :mixtures], p[..., mixtures:]
     rest = rest.reshape(*p.shape[:3], 2 * channels + pairs, mixtures)
-    means, log_scales, coefficients = rest.split((channels, channels, pairs), -2)
+    means, log_scales, coefficients = torch.split(rest, (channels, channels, pairs), -2)
     return logits, means, log_scales.clamp_min(_MIN_LOG_SCALE), torch.tanh(coefficients)
 
 

@@ -33,7 +33,7 @@ class Recipe:
 
 
 def load_recipe(model: str, dataset: str, preset: str = "small", background: bool = False) -> Recipe:
-    """The recipe of `recipes/<preset>.toml`: its defaults, then the model's table, then the model's table for the data set.
+    """The recipe of `recipes/<preset>.toml`: its defaults, then the model's table, then the one for the data set.
 
     Tables are named `[glow]`, `[glow.cifar10]` and `[glow.cifar10.background]`; the last holds what a background model
     changes. A `config` table adds to the one before it.

@@ -31,6 +31,7 @@ __all__ = ["train"]
 VALIDATION_IMAGES = 256  # for the curve; detectors are fitted on all of them later
 CURVE_POINTS = 20
 CHECKPOINT_SECONDS = 60.0
+ESTIMATE_AFTER = 10  # steps, before the time that is left is announced
 UNDERTRAINED = 0.01  # a model whose bits/dim fell by more than this share in the last fifth of its steps
 
 
@@ -153,12 +154,16 @@ class _Run:
             disable=not self.progress,
             mininterval=1.0,
         )
-        begin = time.perf_counter() - state["seconds"]
+        first, begin = state["step"], time.perf_counter() - state["seconds"]
         saved = time.perf_counter()
         while state["step"] < self.recipe.steps:
             loss = self.step(state["step"])
             state["step"] += 1
             bar.update()
+            if state["step"] == first + ESTIMATE_AFTER:
+                per_step = (time.perf_counter() - begin - state["seconds"]) / ESTIMATE_AFTER
+                minutes = per_step * (self.recipe.steps - state["step"]) / 60
+                print(f"{self.title}: {self.recipe.steps} steps, about {minutes:.1f} minutes to go", file=sys.stderr)
             if state["step"] % every == 0 or state["step"] == self.recipe.steps:
                 self._check(float(loss), state["step"])
                 bpd = self.validate()
@@ -183,7 +188,7 @@ class _Run:
         with networks(self.dtype):
             loss = module.loss(x, noise).mean() / module.dimensions
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.clip, foreach=True)
         self.optimizer.step()
         decay = min(recipe.ema, (1 + step) / (10 + step))
@@ -216,8 +221,8 @@ class _Run:
     def _check(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
             raise OodbenchError(
-                f"Training {self.title} diverged: the loss is {loss} at step {step}; lower learning_rate or clip in the "
-                "recipe and run again (the last good checkpoint is kept)."
+                f"Training {self.title} diverged: the loss is {loss} at step {step}; lower learning_rate or clip in "
+                "the recipe and run again (the last good checkpoint is kept)."
             )
 
 
@@ -228,7 +233,7 @@ def _schedule(step: int, warmup: int, steps: int) -> float:
 
 
 def _mutate(x: Tensor, noise: Noise, rate: float) -> Tensor:
-    """Each pixel value is replaced with probability `rate` by a uniform one of 0 ... 255 (Ren et al. 2019, Section 4)."""
+    """Each value is replaced with probability `rate` by a uniform one of 0 ... 255 (Ren et al. 2019, Section 4)."""
     shape = tuple(x.shape[1:])
     replaced = noise.uniform(shape, "mutated") < rate
     return torch.where(replaced, (noise.uniform(shape, "mutation") * 256).to(torch.uint8), x)

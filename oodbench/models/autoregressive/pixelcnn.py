@@ -30,9 +30,7 @@ class ChannelMasked(Convolution):
         super().__init__(inputs, outputs, (1, columns), (0, columns - 1))
         input_group = torch.arange(inputs) * groups // inputs
         output_group = (torch.arange(outputs // repeats) * groups // (outputs // repeats)).repeat(repeats)
-        seen = (
-            input_group[None, :] < output_group[:, None] if strict else input_group[None, :] <= output_group[:, None]
-        )
+        seen = input_group[None, :] < output_group[:, None] if strict else input_group[None, :] <= output_group[:, None]
         mask = torch.ones_like(self.weight)
         mask[:, :, 0, -1] = seen.float()
         self.register_buffer("mask", mask, persistent=False)
@@ -41,7 +39,8 @@ class ChannelMasked(Convolution):
         return self.weight * self.mask
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[..., : x.shape[-1]]
+        seen: Tensor = super().forward(x)[..., : x.shape[-1]]
+        return seen
 
 
 class GatedLayer(nn.Module):
@@ -90,7 +89,8 @@ class PixelCNN(DensityModel):
         for layer in self.layers:
             v, h = layer(v, h)
         out = self.head(self.hidden(h.relu()).relu()).permute(0, 2, 3, 1)
-        return out.reshape(*out.shape[:3], self.shape[0], LEVELS)
+        logits: Tensor = out.reshape(*out.shape[:3], self.shape[0], LEVELS)
+        return logits
 
     def log_prob(self, x: Tensor, noise: Noise) -> Tensor:
         """log P(x) in nats (B,); exact, the noise is not used."""

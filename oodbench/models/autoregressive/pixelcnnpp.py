@@ -1,4 +1,4 @@
-"""PixelCNN++ (Salimans et al. 2017): two causal streams over three resolutions, a discretised logistic mixture a pixel."""
+"""PixelCNN++ (Salimans et al. 2017): two causal streams, three resolutions, a logistic mixture a pixel."""
 
 from typing import cast
 
@@ -24,7 +24,7 @@ NEIGHBOURS = ((0, -1), (-1, 0), (-1, -1), (-1, 1))  # (rows, columns) away, all 
 
 
 class Causal(nn.Module):
-    """A convolution that sees rows up to its own (`down`), or rows up to its own and columns up to its own (`right`)."""
+    """A convolution over rows up to its own; an even kernel width also ends at its own column."""
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], stride: int = 1) -> None:
         super().__init__()
@@ -37,7 +37,8 @@ class Causal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Padding both ends and dropping the surplus is a view; padding one end would copy the whole input.
-        return self.convolution(x)[:, :, : x.shape[2] // self.stride, : x.shape[3] // self.stride]
+        seen: Tensor = self.convolution(x)[:, :, : x.shape[2] // self.stride, : x.shape[3] // self.stride]
+        return seen
 
 
 class GatedResidual(nn.Module):
@@ -57,7 +58,8 @@ class GatedResidual(nn.Module):
         if self.extra is not None and extra is not None:
             hidden = hidden + self.extra(F.relu(extra))
         value, gate = self.second(F.relu(hidden)).chunk(2, 1)
-        return x + value * torch.sigmoid(gate)
+        out: Tensor = x + value * torch.sigmoid(gate)
+        return out
 
 
 class Pair(nn.Module):
@@ -96,9 +98,7 @@ class PixelCNNPP(DensityModel):
 
     likelihood = Likelihood.EXACT
 
-    def __init__(
-        self, shape: tuple[int, int, int], residuals: int = 1, filters: int = 48, mixtures: int = 10
-    ) -> None:
+    def __init__(self, shape: tuple[int, int, int], residuals: int = 1, filters: int = 48, mixtures: int = 10) -> None:
         super().__init__(shape)
         channels, height, width = shape
         if height % 2 ** (SCALES - 1) or width % 2 ** (SCALES - 1):
@@ -127,7 +127,7 @@ class PixelCNNPP(DensityModel):
             self.predictor[:2] = 0.5 * torch.eye(channels)
 
     def parameters_of(self, x: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> mixture parameters (B, P, H, W), float32; those of a pixel see only pixels before it."""
+        """uint8 (B, C, H, W) -> mixture parameters (B, P, H, W) in float32, each of the pixels before it."""
         value = x.to(self.head.weight.dtype).contiguous(memory_format=torch.channels_last) / 127.5 - 1
         value = torch.cat([value, torch.ones_like(value[:, :1])], 1)
         u = _shift_down(self.above(value))
@@ -152,7 +152,7 @@ class PixelCNNPP(DensityModel):
         return torch.cat([out[:, : means.start], out[:, means] + predicted, out[:, means.stop :]], 1)
 
     def predict(self, value: Tensor) -> Tensor:
-        """The linear prediction (B, C, H, W) of each pixel from its left, upper, upper-left and upper-right neighbour."""
+        """The linear prediction (B, C, H, W) of each pixel from its four `NEIGHBOURS`."""
         height, width = value.shape[2:]
         padded = F.pad(value, (1, 1, 1, 0)).permute(0, 2, 3, 1)
         views = [padded[:, 1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width] for dy, dx in NEIGHBOURS]
