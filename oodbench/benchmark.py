@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -13,6 +13,7 @@ import numpy as np
 from oodbench.data import Domain, Images, adaptation, in_domain, load, safe_name
 from oodbench.detector import Columns, Detector
 from oodbench.engine import Evaluation, evaluate
+from oodbench.engine.device import choose_device
 from oodbench.errors import OodbenchError
 from oodbench.evaluation import count_nonfinite, evaluate_scores
 from oodbench.files import write_atomically
@@ -21,12 +22,14 @@ from oodbench.plugins import load_plugins
 from oodbench.provenance import commit, device_name, versions
 from oodbench.records import Record, read_records, write_records
 from oodbench.registry import DETECTORS
-from oodbench.selection import BACKGROUND, Contender, contenders, pairs
+from oodbench.selection import BACKGROUND, Contender, check_names, contenders, pairs
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["plot", "run", "run_records", "score_images"]
+
+PRECISION_IMAGES = 128  # on which the error of bfloat16 networks is measured
 
 
 def run(*arguments: Any, **keywords: Any) -> "pd.DataFrame":
@@ -117,10 +120,13 @@ class _Trial:
             )
         self.adaptations = {images.name: adaptation(images, self.domain) for images in [validation, test, *outs]}
         self.evaluations: dict[str, Evaluation] = {}
+        self.bfloat16_error: dict[str, float] | None = None
 
     def run(self, how: _How) -> Iterator[tuple[str, list[_Scored]]]:
         """(out-of-distribution set, scores of all detectors) after another; statistics of a set are computed once."""
         validation = self.evaluate(self.validation, how)
+        if how.precision == "bfloat16" and self.contender.model:
+            self.bfloat16_error = self.measure_bfloat16(how)
         fitted: dict[str, Detector] = {}
         for name in self.contender.detectors:
             fitted[name] = DETECTORS.get(name)()
@@ -157,6 +163,16 @@ class _Trial:
         other = evaluate(companion, images, adapt, model=self.contender.background, **common)
         arrays = {**result.columns.arrays, **{f"{k}{BACKGROUND}": v for k, v in other.columns.arrays.items()}}
         return Evaluation(Columns(arrays, result.columns.dimensions), result.seconds_per_image, result.computed)
+
+    def measure_bfloat16(self, how: _How) -> dict[str, float]:
+        """What bfloat16 networks change in log_px of a few validation images, in nats."""
+        few = self.validation.limit(PRECISION_IMAGES, how.seed)
+        here, exact = (
+            self.evaluate(few, replace(how, precision=precision)).columns["log_px"].astype(np.float64)
+            for precision in (how.precision, "float32")
+        )
+        error = np.abs(here - exact)
+        return {"mean_nats": float(error.mean()), "max_nats": float(error.max()), "n": len(few)}
 
     def record(self, out: str, scored: _Scored, old: list[Record], how: _How) -> Record:
         """What one detector came to on one pair; metrics of scores that were measured before are taken over."""
@@ -197,6 +213,7 @@ class _Trial:
                 "adaptation": {n: self.adaptations[n].describe() for n in (self.test.name, out)},
                 "limit": how.limit,
                 "precision": how.precision,
+                "bfloat16_error": self.bfloat16_error,
                 "parameters": model.module.statistic_parameters() if model else {},
                 "scores": scores_hash,
                 "versions": versions(),
@@ -229,10 +246,14 @@ def _trials(
     weights: Path | None,
     how: _How,
 ) -> Iterator[_Trial]:
-    """Everything that will be computed; all images and weights are found, checked and, if need be, trained here."""
-    for name, others in pairs(in_, out).items():
-        test, validation = how.load(name, "test"), how.load(name, "validation")
-        outs = [how.load(other, "test") for other in others]
+    """Everything that will be computed. All names and images are checked before weights are loaded or trained."""
+    check_names(models, detectors)
+    choose_device(how.device)
+    sets = [
+        (how.load(name, "test"), how.load(name, "validation"), [how.load(other, "test") for other in others])
+        for name, others in pairs(in_, out).items()
+    ]
+    for test, validation, outs in sets:
         for contender in contenders(validation, models, detectors, weights, how.data_root, how.device, how.progress):
             yield _Trial(contender, validation, test, outs)
 
@@ -278,6 +299,8 @@ def score_images(
 
     load_plugins(plugins)
     how = _How(data_root, seed, device, batch_size, precision, limit, progress=True)
+    check_names([model], detector)
+    choose_device(device)
     validation, users = load(dataset, "validation", data_root), how.load(images, "test")
     tables = []
     for contender in contenders(validation, [model], detector, weights, data_root, device, progress=True):

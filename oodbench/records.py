@@ -31,7 +31,8 @@ def write_records(results_dir: Path, records: Sequence[Record]) -> Path:
     An entry of the same detector, group size and seed is replaced, unless it counted more images; all others stay. A
     folder belongs to the weights that came first: another model of the same name goes to
     `<model>@<preset>-<short weight hash>`. A file belongs to one state of the data: other images or another adaptation
-    go to `<out>@<short data hash>.json`. So nothing is overwritten by what is not its own repetition. Raises `OodbenchError` where an existing file cannot be read.
+    go to `<out>@<short data hash>.json`. So nothing is overwritten by what is not its own repetition.
+    Raises `OodbenchError` where an existing file cannot be read.
     """
     if len({(r["in"], r["model"], r["out"], _owner(r), _data_hash(r)) for r in records}) != 1:
         raise ValueError("write_records takes records of one model, with one set of weights, on one pair.")

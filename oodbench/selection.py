@@ -11,7 +11,7 @@ from oodbench.errors import OodbenchError
 from oodbench.pretrained import TrainedModel, available_models, load_model
 from oodbench.registry import DETECTORS, MODELS, STATISTICS
 
-__all__ = ["BACKGROUND", "Contender", "contenders", "pairs"]
+__all__ = ["BACKGROUND", "Contender", "check_names", "contenders", "pairs"]
 
 BACKGROUND = "@background"  # `log_px@background` is the column `log_px` of the companion model
 
@@ -55,6 +55,14 @@ def pairs(in_: Sequence[str] | None, out: Sequence[str] | None) -> dict[str, lis
     return {name: [o for o in out or USUAL[name] if o != name] for name in in_}
 
 
+def check_names(models: Sequence[str] | None, detectors: Sequence[str] | None) -> None:
+    """Raises `OodbenchError` for a model or detector that nobody registered."""
+    for name in models or ():
+        MODELS.get(name)
+    for name in detectors or ():
+        DETECTORS.get(name)
+
+
 def contenders(
     images: Images,
     models: Sequence[str] | None,
@@ -68,10 +76,6 @@ def contenders(
 
     A named model without weights is trained first. A named detector that applies to no model is an `OodbenchError`.
     """
-    for name in models or ():
-        MODELS.get(name)
-    for name in detectors or ():
-        DETECTORS.get(name)
     wanted = tuple(detectors or DETECTORS)
     controls = tuple(name for name in wanted if _is_control(name))
     rest = [name for name in wanted if name not in controls]

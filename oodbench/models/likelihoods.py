@@ -93,7 +93,7 @@ def _unpack(parameters: Tensor, channels: int, mixtures: int) -> tuple[Tensor, T
     pairs = channels * (channels - 1) // 2
     logits, rest = p[..., :mixtures], p[..., mixtures:]
     rest = rest.reshape(*p.shape[:3], 2 * channels + pairs, mixtures)
-    means, log_scales, coefficients = torch.split(rest, (channels, channels, pairs), -2)
+    means, log_scales, coefficients = torch.split(rest, [channels, channels, pairs], -2)
     return logits, means, log_scales.clamp_min(_MIN_LOG_SCALE), torch.tanh(coefficients)
 
 
