@@ -1,0 +1,235 @@
+"""run() as a whole, on embedded images and a tiny flow."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import oodbench
+from oodbench.benchmark import plot, run_records, score_images
+from oodbench.data import load
+from oodbench.detector import Columns, Detector
+from oodbench.errors import OodbenchError
+from oodbench.models.flows.glow import Glow
+from oodbench.models.noise import Noise
+from oodbench.pretrained import save_model
+from oodbench.records import read_records
+from oodbench.registry import DETECTORS, register
+from oodbench.training import load_recipe
+
+LIMIT = 60
+
+
+def save(folder: Path, role: str, seed: int, dataset: str = "digits", fingerprint: str | None = None) -> None:
+    """Weights of a small random flow, as a training would leave them."""
+    config = {"levels": 1, "steps": 2, "hidden": 8}
+    images = load(dataset, "train")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        flow = Glow(images.shape, **config)
+        for parameter in flow.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    flow.initialise(torch.from_numpy(images.pixels[:64].copy()), Noise.of(torch.arange(64)))
+    entry = {
+        "dataset": dataset,
+        "model": "glow",
+        "role": role,
+        "preset": "small",
+        "seed": 0,
+        "shape": list(images.shape),
+        "likelihood": "lower_bound",
+        "recipe": load_recipe("glow", dataset).as_dict() | {"config": config},
+        "data_fingerprint": fingerprint or images.fingerprint,
+        "undertrained": False,
+        "bits_per_dim": 0.0,
+        "curve": [],
+    }
+    save_model(flow, entry, folder)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    save(folder, "model", 0)
+    save(folder, "background", 1)
+    return folder
+
+
+@pytest.fixture
+def run(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / "cache"))
+
+    def run(**changed):
+        asked = {"in_": "digits", "out": ["glyphs8", "digits+invert"], "weights": weights, "limit": LIMIT}
+        return run_records(**(asked | {"progress": False} | changed))
+
+    return run
+
+
+def test_every_detector_that_applies_is_recorded_for_every_pair(run) -> None:
+    records = run()
+    flows = {"likelihood", "typicality", "annulus", "likelihood_ratio", "input_complexity"}
+    controls = {"compressed_size", "total_variation", "pixel_knn"}
+    for out in ("glyphs8", "digits+invert"):
+        here = [r for r in records if r["out"] == out]
+        assert {r["detector"] for r in here if r["model"] == "glow"} == flows
+        assert {r["detector"] for r in here if r["model"] == "none"} == controls
+        assert {r["group_size"] for r in here if r["detector"] == "typicality"} == {1, 2, 10, 25}
+    groups = next(r for r in records if r["detector"] == "typicality" and r["group_size"] == 25)
+    assert (groups["n_in"], groups["n_out"]) == (LIMIT // 25, LIMIT // 25)
+
+
+def test_a_record_is_strict_json_with_everything_to_repeat_it(run) -> None:
+    record = json.loads(json.dumps(run(detectors="likelihood", out="glyphs8")[0], allow_nan=False))
+    keys = {"schema", "in", "out", "model", "detector", "seed", "group_size", "n_in", "n_out", "metrics", "nonfinite"}
+    assert keys | {"bits_per_dim", "likelihood", "provenance"} <= record.keys()
+    assert record["metrics"].keys() == {"auroc", "aupr_in", "aupr_out", "fpr95"}
+    assert record["likelihood"] == "lower_bound"
+    provenance = {"weights", "data", "adaptation", "versions", "commit", "dirty", "device", "seconds_per_image", "created"}
+    assert provenance <= record["provenance"].keys()
+
+
+def test_likelihoods_bits_and_score_agree(run, weights: Path, tmp_path: Path) -> None:
+    record = run(detectors="likelihood", out="glyphs8", scores=tmp_path / "scores")[0]
+    scores = pd.read_csv(tmp_path / "scores" / "digits" / "glow" / "glyphs8.csv")
+    inside = scores[scores["set"] == "digits"]
+    assert len(inside) == LIMIT
+    bits = inside["likelihood"].mean() / (64 * np.log(2))  # -log p
+    assert record["bits_per_dim"]["in"] == pytest.approx(bits, rel=1e-6)
+    wins = (scores[scores["set"] == "glyphs8"]["likelihood"].to_numpy()[:, None] > inside["likelihood"].to_numpy()).mean()
+    assert record["metrics"]["auroc"]["value"] == pytest.approx(wins, abs=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_the_batch_size_changes_nothing(run, batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = []
+    for size in (64, batch_size):
+        monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / f"cache{size}"))
+        run(batch_size=size, scores=tmp_path / str(size), out="glyphs8")
+        tables.append(pd.read_csv(tmp_path / str(size) / "digits" / "glow" / "glyphs8.csv"))
+    for column in ("likelihood", "likelihood_ratio", "annulus"):
+        np.testing.assert_allclose(tables[0][column], tables[1][column], rtol=1e-5, atol=2e-3)
+
+
+def test_a_rerun_computes_nothing_twice(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(results=tmp_path / "results")
+
+    def never(*arguments, **keywords):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(Glow, "statistics", never)
+    monkeypatch.setattr("oodbench.benchmark.evaluate_scores", never)
+    again = run(results=tmp_path / "results")
+    assert [r["metrics"] for r in again] == [r["metrics"] for r in first]
+    assert len(read_records(tmp_path / "results")) == len(first)
+
+
+def test_all_detectors_cost_the_passes_of_one(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = []
+    statistics = Glow.statistics
+    monkeypatch.setattr(Glow, "statistics", lambda self, x, noise: calls.append(len(x)) or statistics(self, x, noise))
+    run(detectors=["likelihood"])
+    one = sum(calls)
+    calls.clear()
+    monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / "other"))
+    run(detectors=["likelihood", "typicality", "annulus"])
+    assert sum(calls) == one > 0
+
+
+def test_fit_sees_validation_images_only(run) -> None:
+    seen = []
+
+    @register.detector("spy")
+    class Spy(Detector):
+        """What fit is given."""
+
+        needs = ("pixels",)
+
+        def fit(self, validation: Columns) -> None:
+            seen.append(validation["pixels"])
+
+        def score(self, columns: Columns) -> np.ndarray:
+            return columns["pixels"].mean(axis=1)
+
+    try:
+        run(detectors="spy")
+    finally:
+        DETECTORS.remove("spy")
+    expected = load("digits", "validation").limit(LIMIT, 0)
+    assert len(seen) == 1
+    np.testing.assert_array_equal(seen[0], np.asarray(expected.pixels).reshape(LIMIT, -1))
+
+
+def test_the_users_images_get_conformal_p_values(run, weights: Path, tmp_path: Path) -> None:
+    table = score_images(
+        "glyphs8", "glow", "digits", ["likelihood"], tmp_path / "out.csv", weights=weights, limit=20
+    )  # fmt: skip
+    n = len(load("digits", "validation"))
+    assert len(table) == len(pd.read_csv(tmp_path / "out.csv")) == 20
+    assert table["p_value"].between(1 / (n + 1), 1).all()
+    # One minus the share of validation scores strictly below, each with the +1 of the conformal p-value.
+    below = np.round((1 - table["p_value"]) * (n + 1)) / n
+    assert (table["percentile"] / 100 >= below - 1e-9).all()
+    assert (table.sort_values("score")["p_value"].diff().dropna() <= 1e-12).all()
+
+
+def test_pictures_are_drawn_beside_the_records(run, weights: Path, tmp_path: Path) -> None:
+    pictures = plot("digits", ["glyphs8"], results=tmp_path, weights=weights, limit=20)
+    assert {p.name for p in pictures} == {"glyphs8-bits.png", "glyphs8-roc.png"}
+    assert all(p.stat().st_size > 1000 for p in pictures)
+
+
+def test_another_copy_of_the_data_is_named_in_one_line(tmp_path: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "other", "model", 0, fingerprint="0" * 64)
+    run(weights=tmp_path / "other", detectors="likelihood", out="glyphs8")
+    assert "another copy of digits" in capsys.readouterr().err
+
+
+def test_the_error_of_bfloat16_is_measured_and_recorded(run) -> None:
+    error = run(detectors="likelihood", out="glyphs8", precision="bfloat16")[0]["provenance"]["bfloat16_error"]
+    assert 0 < error["mean_nats"] <= error["max_nats"] < 50
+    assert run(detectors="likelihood", out="glyphs8")[0]["provenance"]["bfloat16_error"] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"in_": "digitz"}, "digits"),
+        ({"out": "glyphs9"}, "glyphs8"),
+        ({"models": "gow"}, "glow"),
+        ({"detectors": "likelyhood"}, "likelihood"),
+        ({"in_": None}, "--in"),
+        ({"device": "tpu"}, "device"),
+        ({"models": "vae"}, "oodbench train --model vae --in digits"),
+        ({"batch_size": 0}, "batch size"),
+    ],
+)
+def test_wrong_input_is_told_in_one_sentence(run, changed, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Glow, "statistics", None)  # and nothing was computed before
+    with pytest.raises(OodbenchError, match=words):
+        run(**changed)
+
+
+def test_a_background_that_is_missing_is_told_with_the_command(tmp_path: Path, run) -> None:
+    save(tmp_path / "alone", "model", 0)
+    with pytest.raises(OodbenchError, match="--background"):
+        run(weights=tmp_path / "alone", detectors="likelihood_ratio")
+
+
+def test_a_plugin_takes_part(run) -> None:
+    plugin = Path(__file__).parent / "plugins" / "my_score.py"
+    try:
+        records = run(plugins=[plugin], detectors=["my_score"], out="digits+invert")
+    finally:
+        DETECTORS.remove("my_score")
+    assert [r["detector"] for r in records] == ["my_score"]
+    assert records[0]["metrics"]["auroc"]["value"] > 0.9
+
+
+def test_run_gives_a_data_frame(weights: Path) -> None:
+    frame = oodbench.run("digits", "glyphs8", detectors="likelihood", weights=weights, limit=20, progress=False)
+    assert isinstance(frame, pd.DataFrame)
+    assert frame["metrics.auroc.value"].between(0, 1).all()
