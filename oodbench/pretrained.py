@@ -10,12 +10,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from oodbench.data import safe_name
 from oodbench.errors import OodbenchError
 from oodbench.files import cache_dir, sha256, write_atomically
 from oodbench.models.base import DensityModel
 from oodbench.registry import MODELS
 
 __all__ = ["TrainedModel", "available_models", "entries", "load_model", "pretrained_folders", "save_model"]
+
+_SUFFIX = ".safetensors"
+# Of an index row, what is relied on.
+_FIELDS = ("file", "sha256", "dataset", "model", "role", "preset", "seed", "shape", "recipe")
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,7 @@ def entries(dataset: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
 
 def available_models(dataset: str, weights: Path | None = None, role: str = "model") -> list[str]:
     """Names of the models that have weights for this in-distribution set, in registry order."""
-    rows = [entry for file, entry in _candidates(dataset, weights) if file.is_file()]
-    names = {entry["model"] for entry in rows if entry["role"] == role}
+    names = {entry["model"] for _, entry in _candidates(dataset, weights) if entry["role"] == role}
     return [name for name in MODELS if name in names]
 
 
@@ -72,7 +78,8 @@ def load_model(
 ) -> TrainedModel:
     """The model trained on `dataset`; `weights` names a file or a folder with an index instead of the usual places.
 
-    Raises `OodbenchError` where there are no such weights, or where a file's hash is not the one in its index.
+    Of several in a folder, the small preset's seed 0 comes first. Raises `OodbenchError` where there are no such
+    weights, or where a file's hash is not the one in its index.
     """
     MODELS.get(name)  # an unknown name is told before anything else
     for file, entry in _candidates(dataset, weights):
@@ -80,7 +87,7 @@ def load_model(
             return _load(file, entry)
     what = f"{name}{' (background)' if role == 'background' else ''}"
     where = weights or "OODBENCH_PRETRAINED or the folder pretrained/"
-    flag = " --background" if role == "background" else ""
+    flag = (" --background" if role == "background" else "") + (f" --preset {preset}" if preset else "")
     raise OodbenchError(
         f"There are no weights of {what} for {dataset} in {where}: "
         f"make them with `oodbench train --model {name} --in {dataset}{flag}`."
@@ -96,7 +103,7 @@ def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | None 
     for part, usual in (("role", "model"), ("preset", "small"), ("seed", 0)):
         if entry[part] != usual:
             name += f"-{'seed' if part == 'seed' else ''}{entry[part]}"
-    file = folder / _path_safe(entry["dataset"]) / f"{name}.safetensors"
+    file = folder / safe_name(entry["dataset"]) / f"{name}{_SUFFIX}"
     with write_atomically(file) as stream:
         stream.write(save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}))
     entry = entry | {
@@ -107,7 +114,7 @@ def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | None 
     }
     with _locked(folder):
         rows = [row for row in _read_index(folder) if row["file"] != entry["file"]] + [entry]
-        rows.sort(key=lambda row: row["file"])
+        rows.sort(key=lambda row: row["file"].removesuffix(_SUFFIX))  # "glow" before "glow-paper" and "glow-seed1"
         with write_atomically(folder / "index.json") as stream:
             stream.write(_index_text(rows).encode())
     return _load(file, entry)
@@ -116,13 +123,15 @@ def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | None 
 def _candidates(dataset: str, weights: Path | None) -> list[tuple[Path, dict[str, Any]]]:
     if weights is None:
         return entries(dataset)
+    weights = weights.expanduser().resolve()
     folder = weights if weights.is_dir() else weights.parent
     while not (folder / "index.json").is_file():
         if folder == folder.parent:
             raise OodbenchError(f"No index.json in or above {weights}: name a folder made by `oodbench train`.")
         folder = folder.parent
     rows = [(folder / row["file"], row) for row in _read_index(folder) if row["dataset"] == dataset]
-    return [(file, row) for file, row in rows if weights.is_dir() or file.resolve() == weights.resolve()]
+    chosen = [(file, row) for file, row in rows if weights.is_dir() or file.resolve() == weights]
+    return [(file, row) for file, row in chosen if file.is_file()]
 
 
 def _load(file: Path, entry: dict[str, Any]) -> TrainedModel:
@@ -130,8 +139,13 @@ def _load(file: Path, entry: dict[str, Any]) -> TrainedModel:
 
     if sha256(file) != entry["sha256"]:
         raise OodbenchError(f"{file} differs from its index (by SHA-256): fetch or train it again.")
-    module: DensityModel = MODELS.get(entry["model"])(tuple(entry["shape"]), **entry["recipe"]["config"])
-    module.load_state_dict(load(file.read_bytes()))
+    build = MODELS.get(entry["model"])
+    try:
+        with torch.random.fork_rng(devices=[]):  # fresh weights are drawn only to be replaced
+            module: DensityModel = build(tuple(entry["shape"]), **entry["recipe"]["config"])
+        module.load_state_dict(load(file.read_bytes()))
+    except (RuntimeError, TypeError) as error:
+        raise OodbenchError(f"{file} does not fit this version's {entry['model']}: train it again.") from error
     return TrainedModel(module.eval(), entry["model"], entry["dataset"], entry["sha256"], entry)
 
 
@@ -141,6 +155,8 @@ def _read_index(folder: Path) -> list[dict[str, Any]]:
         return []
     try:
         rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["weights"]
+        for row in rows:
+            _ = [row[field] for field in _FIELDS]
     except (ValueError, KeyError, TypeError) as error:
         raise OodbenchError(f"{path} is not a readable index of weights: restore it or delete it.") from error
     return rows
@@ -161,7 +177,3 @@ def _locked(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _path_safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "+-_." else "_" for c in name)

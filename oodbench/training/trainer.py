@@ -154,14 +154,14 @@ class _Run:
             disable=not self.progress,
             mininterval=1.0,
         )
-        first, begin = state["step"], time.perf_counter() - state["seconds"]
-        saved = time.perf_counter()
+        first, started = state["step"], time.perf_counter()
+        begin, saved = started - state["seconds"], started
         while state["step"] < self.recipe.steps:
             loss = self.step(state["step"])
             state["step"] += 1
             bar.update()
             if state["step"] == first + ESTIMATE_AFTER:
-                per_step = (time.perf_counter() - begin - state["seconds"]) / ESTIMATE_AFTER
+                per_step = (time.perf_counter() - started) / ESTIMATE_AFTER
                 minutes = per_step * (self.recipe.steps - state["step"]) / 60
                 print(f"{self.title}: {self.recipe.steps} steps, about {minutes:.1f} minutes to go", file=sys.stderr)
             if state["step"] % every == 0 or state["step"] == self.recipe.steps:

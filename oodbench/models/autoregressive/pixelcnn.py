@@ -97,7 +97,7 @@ class PixelCNN(DensityModel):
         logits = self.logits(x)
         target = x.permute(0, 2, 3, 1).reshape(-1).long()
         nats = F.cross_entropy(logits.reshape(-1, LEVELS).to(self.head.weight.dtype), target, reduction="none")
-        return -nats.reshape(len(x), -1).sum(1)
+        return -nats.reshape(len(x), self.dimensions).sum(1)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         """uint8 (n, C, H, W), channel by channel and pixel by pixel: C H W network passes."""

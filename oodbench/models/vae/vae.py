@@ -124,7 +124,7 @@ class VAE(DensityModel):
     def statistics(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
         """log_px (K draws), elbo = reconstruction - kl: reconstruction the mean over the draws, kl in closed form."""
         mean, std = self.posterior(x)
-        chunk = max(1, DECODER_ROWS // len(x))
+        chunk = max(1, DECODER_ROWS // max(1, len(x)))
         log_weights, reconstructions = [], []
         for first in range(0, self.draws, chunk):
             count = min(chunk, self.draws - first)

@@ -1,0 +1,240 @@
+"""The flows are bijections whose log-determinants are those of their Jacobians, on a density that integrates to one."""
+
+import math
+
+import pytest
+import torch
+from tiny_models import noise_of, perturb, smooth_images, some_images, tiny
+from torch import Tensor, nn
+
+from oodbench.models.flows.glow import Glow
+from oodbench.models.flows.layers import Coupling, GaussianPrior, Mixing, squeeze, standard_normal, unsqueeze
+from oodbench.models.noise import Noise
+
+NAMES = ("glow", "glow-cv")
+SHAPES = [(1, 4, 4), (2, 4, 4), (3, 4, 8)]
+
+
+def states(n: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Float64 states (n, *shape) of unit size."""
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def flatten(latents: list[Tensor]) -> Tensor:
+    return torch.cat([e.flatten(1) for e in latents], 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_log_determinant_is_that_of_the_jacobian(name, shape):
+    flow = tiny(name, shape, double=True)
+    x, noise = some_images(3, shape), noise_of(3)
+    dequantised = x.double() + noise.uniform(shape, "dequantisation").double()
+    log_dets = flow.statistics(x, noise)["log_det"].detach()
+    for i in range(3):
+
+        def latents(y: Tensor) -> Tensor:  # from pixels on the scale of bytes, so that the division by 256 counts
+            return flatten(flow.forward_flow((y / 256 - 0.5).permute(1, 2, 0)[None])[0])[0]
+
+        jacobian = torch.autograd.functional.jacobian(latents, dequantised[i]).reshape(flow.dimensions, flow.dimensions)
+        assert float(log_dets[i]) == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), rel=1e-11)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_inverse_and_forward_undo_each_other(name, shape):
+    flow = tiny(name, shape, double=True, scale=0.3)
+    h = states(5, (shape[1], shape[2], shape[0]))
+    torch.testing.assert_close(flow.inverse_flow(flow.forward_flow(h)[0]), h, rtol=0, atol=1e-9)
+    latents = [states(5, s, seed=i) for i, s in enumerate(flow.latent_shapes())]
+    assert sum(math.prod(s) for s in flow.latent_shapes()) == flow.dimensions
+    again, log_det = flow.forward_flow(flow.inverse_flow(latents))
+    torch.testing.assert_close(flatten(again), flatten(latents), rtol=0, atol=1e-9)
+    assert (h - flow.inverse_flow(latents)).abs().max() > 0.1
+    assert log_det.shape == (5,)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_columns_are_parts_of_one_density(name):
+    flow = tiny(name, double=True)
+    x, noise = some_images(6), noise_of(6)
+    columns = flow.statistics(x, noise)
+    torch.testing.assert_close(columns["log_px"], columns["log_pz"] + columns["log_det"], rtol=1e-14, atol=0)
+    latents = flatten(flow.forward_flow(flow.dequantise(x, noise))[0])
+    torch.testing.assert_close(columns["latent_norm"], latents.norm(dim=1), rtol=1e-12, atol=0)
+    base = torch.distributions.Normal(0, 1).log_prob(latents).sum(1)
+    torch.testing.assert_close(columns["log_pz"], base, rtol=1e-12, atol=0)
+    torch.testing.assert_close(flow.log_prob(x, noise), columns["log_px"], rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_the_constant_volume_flow_has_one_log_determinant_and_glow_has_not():
+    x = torch.cat([some_images(5), smooth_images(5), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)])
+    for double in (False, True):
+        constant = tiny("glow-cv", double=double).statistics(x, noise_of(len(x)))["log_det"]
+        assert (constant == constant[0]).all()  # to the last bit: no image enters it
+    assert float(tiny("glow").statistics(x, noise_of(len(x)))["log_det"].std()) > 0.1
+
+
+def test_dequantised_images_keep_their_bytes_and_fill_their_bins():
+    flow = tiny("glow", double=True)
+    x = some_images(50)
+    y = (flow.dequantise(x, noise_of(50)).permute(0, 3, 1, 2) + 0.5) * 256
+    assert torch.equal(y.floor().to(torch.uint8), x)
+    offset = (y - x).flatten()
+    assert float(offset.mean()) == pytest.approx(0.5, abs=4 / math.sqrt(12 * len(offset)))
+    assert float(offset.var()) == pytest.approx(1 / 12, rel=0.05)
+
+
+class Plane(nn.Module):
+    """A flow on the plane out of Glow's own layers: (B, 1, 1, 2) -> (latents, log-determinant)."""
+
+    def __init__(self, scaling: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(4)
+        self.mixings = nn.ModuleList(Mixing(2, generator) for _ in range(3))
+        self.couplings = nn.ModuleList(Coupling(2, 6, scaling) for _ in range(3))
+        self.prior = GaussianPrior(1, 1, scaling)
+        self.last = GaussianPrior(0, 1, scaling)
+        perturb(self, 0.6, seed=2)
+
+    def log_density(self, y: Tensor) -> Tensor:
+        h = y[:, None, None, :]
+        total = torch.zeros(len(y), dtype=y.dtype)
+        for mixing, coupling in zip(self.mixings, self.couplings, strict=True):
+            h, volume = mixing(h)
+            total = total + volume
+            h, volume = coupling(h)
+            total = total + volume
+        kept, gone = h[..., :1], h[..., 1:]
+        first, volume = self.prior(gone, kept)
+        second, last_volume = self.last(kept, None)
+        norm = first.square().sum((1, 2, 3)) + second.square().sum((1, 2, 3))
+        return standard_normal(norm, 2) + total + volume + last_volume
+
+
+@pytest.mark.parametrize("scaling", [True, False])
+@torch.no_grad()
+def test_a_density_of_these_layers_integrates_to_one_over_the_plane(scaling):
+    plane = Plane(scaling).double()
+    axis = torch.linspace(-14, 14, 901, dtype=torch.float64)
+    step = float(axis[1] - axis[0])
+    log_density = torch.cat([plane.log_density(part) for part in torch.cartesian_prod(axis, axis).split(1 << 16)])
+    density = log_density.exp().reshape(len(axis), -1)
+    assert float(density[[0, -1]].max()) < 1e-6  # the square holds all of the mass
+    assert float(density[:, [0, -1]].max()) < 1e-6
+    assert float(density.sum() * step**2) == pytest.approx(1, abs=1e-4)
+    # Not merely a Gaussian: its logarithm is no quadratic function of the point.
+    third = density.clamp_min(1e-300).log()[300:600, 300:600].diff(n=3, dim=0)
+    assert float(third.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("scaling", [True, False])
+def test_every_layer_has_its_inverse_and_its_own_log_determinant(scaling):
+    generator = torch.Generator().manual_seed(0)
+    layers = {"mixing": Mixing(4, generator), "coupling": Coupling(4, 8, scaling)}
+    for name, layer in layers.items():
+        perturb(layer, 0.5, seed=len(name))
+        layer.double()
+        h = states(2, (2, 2, 4))
+        z, log_det = layer(h)
+        torch.testing.assert_close(layer.inverse(z), h, rtol=0, atol=1e-11)
+        jacobian = torch.autograd.functional.jacobian(lambda t, layer=layer: layer(t[None])[0][0], h[0]).reshape(16, 16)
+        expected = float(torch.linalg.slogdet(jacobian)[1])
+        assert float(log_det.detach().expand(2)[0]) == pytest.approx(expected, abs=1e-11), name
+
+
+def test_squeezing_moves_every_value_and_loses_none():
+    h = torch.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    z = squeeze(h)
+    assert z.shape == (2, 2, 3, 12)
+    assert torch.equal(unsqueeze(z), h)
+    assert set(z[1, 0, 2].tolist()) == set(h[1, 0:2, 4:6].flatten().tolist())
+
+
+def test_a_fresh_mixing_is_a_rotation():
+    matrix, bias, volume = Mixing(12, torch.Generator().manual_seed(3)).double().affine()
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(12, dtype=torch.float64), rtol=0, atol=1e-6)
+    assert float(bias.abs().max()) == 0
+    assert float(volume) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_initialising_gives_every_step_a_centred_input_of_unit_variance(name):
+    flow = tiny(name, scale=0.0, double=True)
+    for part in flow.modules():
+        if isinstance(part, Coupling):
+            perturb(part)
+    x, noise = smooth_images(200), noise_of(200)
+    flow.initialise(x // 3, noise)  # of which the second start must keep nothing
+    flow.initialise(x, noise)
+    seen: list[Tensor] = []
+    for part in flow.modules():
+        if isinstance(part, Mixing):
+            part.register_forward_hook(lambda module, inputs, output: seen.append(output[0].flatten(0, -2)))
+    flow.statistics(x, noise)
+    assert len(seen) == 4
+    for after in seen:  # actnorm, then a rotation of the channels
+        assert float(after.mean(0).abs().max()) < 1e-5
+        assert float(after.var(0).mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_initialising_touches_nothing_but_the_activation_norms():
+    flow = tiny("glow", scale=0.0)
+    before = {key: value.clone() for key, value in flow.state_dict().items()}
+    flow.initialise(smooth_images(20), noise_of(20))
+    changed = {
+        key.rpartition(".")[2] for key, value in flow.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert changed == {"shift", "log_scale"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_agrees_with_float64(name):
+    shape = (3, 16, 16)
+    flow = tiny(name, shape, scale=0.0, levels=3, steps=8, hidden=32)
+    x, noise = smooth_images(32, shape), noise_of(32)
+    flow.initialise(x, noise)
+    perturb(flow, 0.1)
+    single = flow.statistics(x, noise)
+    double = flow.double().statistics(x, noise)
+    for column, tolerance in (("log_px", 0.01), ("log_pz", 0.01), ("log_det", 0.005), ("latent_norm", 0.001)):
+        assert single[column].dtype == torch.float32
+        assert float((single[column] - double[column]).abs().max()) < tolerance, column
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_are_where_the_flow_puts_normal_latents(name):
+    flow = tiny(name, double=True, scale=0.2)
+    noise = Noise.of(torch.arange(40), seed=2)
+    x = flow.sample(40, noise)
+    latents = [noise.normal(s, f"latent {i}").double() for i, s in enumerate(flow.latent_shapes())]
+    y = (flow.inverse_flow(latents).permute(0, 3, 1, 2) + 0.5) * 256
+    inside = (y >= 0) & (y < 256)
+    assert float(inside.double().mean()) > 0.2
+    assert torch.equal(x[inside], y[inside].floor().to(torch.uint8))
+    assert (x[y < 0] == 0).all()
+    assert (x[y >= 256] == 255).all()
+
+
+def test_a_flow_samples_the_images_it_finds_likely():
+    """E[q(y) / p(y)] = 1 for y from p and every density q: the sampler and the density are of one distribution."""
+    flow, other = (tiny("glow", (1, 4, 4), double=True, scale=0.3) for _ in range(2))
+    assert isinstance(flow, Glow)
+    with torch.no_grad():
+        for number, part in enumerate(other.modules()):
+            if isinstance(part, Mixing):
+                part.shift += 0.05 * (-1) ** number
+    n = 20_000
+    latents = [Noise.of(torch.arange(n), 5).normal(s, f"{i}").double() for i, s in enumerate(flow.latent_shapes())]
+    y = flow.inverse_flow(latents)
+
+    def log_density(model: Glow) -> Tensor:
+        z, log_det = model.forward_flow(y)
+        return standard_normal(flatten(z).square().sum(1), model.dimensions) + log_det
+
+    with torch.no_grad():
+        ratio = (log_density(other) - log_density(flow)).exp()
+    error = float(ratio.std()) / math.sqrt(n)
+    assert 0.0005 < error < 0.02
+    assert float(ratio.mean()) == pytest.approx(1, abs=4.5 * error)

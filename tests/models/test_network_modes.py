@@ -1,0 +1,124 @@
+"""Precision and folding hold inside their block, and nothing of them after it."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from tiny_models import noise_of, some_images, tiny
+
+from oodbench.models import nn as room
+from oodbench.models.nn import Convolution, folded, network_dtype, networks
+
+
+class Counting(torch.nn.Module):
+    """Counts how often its constants are derived."""
+
+    def __init__(self, value: float = 2.0) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(value))
+        self.calls = 0
+
+    @folded
+    def doubled(self) -> torch.Tensor:
+        """Twice the weight."""
+        self.calls += 1
+        return 2 * self.weight
+
+    @folded
+    def nothing(self) -> None:
+        """A value that is None is a value."""
+        self.calls += 1
+
+
+def test_outside_of_a_block_every_call_derives_anew():
+    module = Counting()
+    module.doubled(), module.doubled()
+    with networks():
+        module.doubled()
+    assert module.calls == 3
+    assert module.doubled.__doc__ == "Twice the weight."
+
+
+@torch.no_grad()
+def test_in_a_folding_block_each_module_derives_once():
+    first, second = Counting(1.0), Counting(5.0)
+    with networks(fold=True):
+        for _ in range(3):
+            assert (float(first.doubled()), float(second.doubled())) == (2.0, 10.0)
+            first.nothing()
+    assert (first.calls, second.calls) == (2, 1)
+
+
+def test_nothing_that_was_folded_outlives_its_block():
+    module = Counting()
+    with networks(fold=True):
+        derived = weakref.ref(module.doubled())
+        with torch.no_grad():
+            module.weight.fill_(7.0)
+    gc.collect()
+    assert derived() is None
+    assert float(module.doubled()) == 14.0
+    with networks(fold=True):
+        assert float(module.doubled()) == 14.0
+
+
+def test_nested_blocks_have_their_own_folded_weights_and_precision_and_restore_the_outer_ones():
+    module = Counting()
+    weight = torch.zeros(1)
+    assert network_dtype(weight) == torch.float32
+    with networks(torch.bfloat16, fold=True):
+        outer = module.doubled()
+        with networks(torch.float16):
+            assert network_dtype(weight) == torch.float16
+            assert module.doubled() is not outer
+        with networks(fold=True):
+            assert network_dtype(weight) == torch.float32
+            inner = module.doubled()
+            assert inner is not outer
+            assert module.doubled() is inner
+        assert network_dtype(weight) == torch.bfloat16
+        assert module.doubled() is outer
+    assert network_dtype(weight.double()) == torch.float64
+
+
+def test_a_block_that_fails_restores_the_mode_too():
+    with pytest.raises(ZeroDivisionError), networks(torch.bfloat16, fold=True):
+        _ = 1 / 0
+    assert network_dtype(torch.zeros(1)) == torch.float32
+    assert room._mode.cache is None
+
+
+@pytest.mark.parametrize("name", ["glow", "pixelcnn", "pixelcnn++", "vae"])
+@torch.no_grad()
+def test_a_change_of_the_weights_shows_in_the_next_block(name):
+    model, x = tiny(name), some_images(2)
+    with networks(fold=True):
+        before = model.log_prob(x, noise_of(2))
+    for parameter in model.parameters():
+        parameter *= 1.1
+    changed = model.log_prob(x, noise_of(2))
+    with networks(fold=True):
+        assert torch.equal(model.log_prob(x, noise_of(2)), changed)
+    assert not torch.equal(changed, before)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_is_torchs_in_the_asked_for_precision(stride):
+    generator = torch.Generator().manual_seed(0)
+    convolution = Convolution(3, 5, (3, 3), (1, 1), stride)
+    torch.nn.init.normal_(convolution.bias, generator=generator)
+    x = torch.randn(2, 3, 8, 8, generator=generator)
+    expected = torch.nn.functional.conv2d(x, convolution.weight, convolution.bias, stride, 1)
+    torch.testing.assert_close(convolution(x), expected, rtol=1e-5, atol=1e-5)
+    with networks(torch.bfloat16):
+        rough = convolution(x)
+    assert rough.dtype == torch.bfloat16
+    assert 0 < float((rough - expected).detach().abs().max()) < 0.1
+    assert convolution.double()(x.double()).dtype == torch.float64
+
+
+def test_a_zero_convolution_starts_as_the_zero_function():
+    assert float(Convolution(3, 4, (3, 3), (1, 1), zero=True)(torch.randn(1, 3, 5, 5)).abs().max()) == 0
+    out = Convolution(64, 256)(torch.randn(4, 64, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert float(out.var()) == pytest.approx(1, rel=0.2)  # others keep the variance

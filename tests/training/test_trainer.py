@@ -1,0 +1,210 @@
+"""One step, one batch, one schedule: each is what the recipe says, and the index says how the weights were made."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toys import Slope, adamw, forget, recipe
+
+from oodbench.data import load
+from oodbench.errors import OodbenchError
+from oodbench.files import sha256
+from oodbench.pretrained import load_model
+from oodbench.training import load_recipe, train
+from oodbench.training import trainer as room
+
+
+@pytest.fixture(autouse=True)
+def slope(register_model):
+    register_model("slope", Slope)
+    forget()
+
+
+def run(**options):
+    """Trains a `Slope` on digits, quietly; keywords that `train` does not have go to its recipe."""
+    own = {key: options.pop(key) for key in ("seed", "background", "pretrained") if key in options}
+    return train("slope", "digits", recipe=recipe(**options), progress=False, **own)
+
+
+def rates(steps: int, warmup: int, peak: float) -> list[float]:
+    """Linear from peak / warmup, then half a cosine to zero."""
+    rise = [peak * (t + 1) / warmup for t in range(min(warmup, steps))]
+    fall = [peak * math.cos(math.pi / 2 * t / (steps - warmup)) ** 2 for t in range(steps - warmup)]
+    return rise + fall
+
+
+def weights() -> np.ndarray:
+    """The weight before each step."""
+    return np.array([weight for weight, _, _ in Slope.seen])
+
+
+def test_the_rate_warms_up_linearly_and_falls_as_a_cosine():
+    run(steps=40, warmup=8)
+    np.testing.assert_allclose(weights(), adamw([1.0] * 40, rates(40, 8, 0.01))[:-1], rtol=1e-5)
+    # With a constant gradient each step is as long as its rate.
+    np.testing.assert_allclose(-np.diff(weights())[:8], 0.01 * np.arange(1, 9) / 8, rtol=1e-5)
+    assert -np.diff(weights())[-1] < 0.0002
+
+
+def test_gradients_are_clipped_and_nothing_else_is_changed():
+    Slope.gradients = [0.3, 0.2, 500.0, 0.1, -0.4, 0.2, -7.0, 0.3, 0.1, 0.1]
+    run(steps=10, warmup=1, clip=0.5)
+    clipped = [max(-0.5, min(0.5, gradient)) for gradient in Slope.gradients]
+    np.testing.assert_allclose(weights(), adamw(clipped, rates(10, 1, 0.01))[:-1], rtol=1e-4)
+
+
+def test_weight_decay_is_decoupled_from_the_gradient():
+    run(steps=30, weight_decay=3.0, learning_rate=0.1)
+    np.testing.assert_allclose(weights(), adamw([1.0] * 30, rates(30, 5, 0.1), decay=3.0)[:-1], rtol=1e-5)
+
+
+def test_the_weights_that_are_kept_are_an_exponential_average_that_starts_quickly():
+    trained = run(steps=40, ema=0.8)
+    path, average, averages = adamw([1.0] * 40, rates(40, 5, 0.01)), 0.0, []
+    for step in range(40):
+        keep = min(0.8, (1 + step) / (10 + step))
+        average = keep * average + (1 - keep) * path[step + 1]
+        averages.append(average)
+    assert float(trained.module.weight.detach()) == pytest.approx(average, rel=1e-6)
+    curve = trained.entry["curve"]
+    assert [point[0] for point in curve] == list(range(2, 41, 2))
+    np.testing.assert_allclose(
+        [point[2] for point in curve], [8 + averages[step - 1] for step, _, _ in curve], atol=2e-5
+    )
+    assert trained.entry["bits_per_dim"] == curve[-1][2]
+
+
+def test_an_epoch_shows_every_image_at_most_once_and_each_epoch_in_another_order():
+    images = load("digits", "train")
+    run(steps=24)  # 11 batches of 100 an epoch
+    by_index = dict(zip(images.index.tolist(), images.pixels, strict=True))
+    orders = []
+    for epoch in range(2):
+        steps = Slope.seen[11 * epoch : 11 * (epoch + 1)]
+        order = [int(i) for _, _, noise in steps for i in noise.index]
+        assert len(set(order)) == 1100
+        assert set(order) <= set(by_index)
+        assert all(noise.draw.eq(epoch).all() for _, _, noise in steps)  # other noise in every epoch
+        orders.append(order)
+    assert set(orders[0][:100]) != set(orders[1][:100])
+    _, x, noise = Slope.seen[3]
+    assert all(np.array_equal(image, by_index[int(i)]) for image, i in zip(x.numpy(), noise.index, strict=True))
+    assert len(Slope.initialised) == 1
+    assert torch.equal(Slope.initialised[0], Slope.seen[0][1])
+
+
+def test_the_seed_decides_the_order_and_the_noise():
+    for seed in (0, 0, 1):
+        run(steps=2, seed=seed)
+    first, again, other = (Slope.seen[2 * i][2] for i in range(3))
+    assert torch.equal(first.index, again.index)
+    assert not torch.equal(first.index, other.index)
+    assert (first.seed, other.seed) == (0, 1)
+
+
+def test_the_curve_is_measured_on_validation_images_only():
+    run(steps=2)
+    validation = load("digits", "validation")
+    shown = torch.cat([noise.index for _, noise in Slope.validated])
+    assert set(shown.tolist()) == set(validation.index.tolist())
+    seen = torch.cat([noise.index for _, _, noise in Slope.seen])
+    assert not set(seen.tolist()) & set(shown.tolist())
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.4])
+def test_mutation_replaces_its_share_of_pixel_values_by_uniform_ones(rate):
+    images = load("digits", "train")
+    by_index = dict(zip(images.index.tolist(), images.pixels, strict=True))
+    run(steps=22, mutation=rate)
+    mutated = np.concatenate([x.numpy() for _, x, _ in Slope.seen])
+    original = np.stack([by_index[int(i)] for _, _, noise in Slope.seen for i in noise.index])
+    changed = mutated != original
+    share = rate * 255 / 256  # a uniform value may be the old one
+    error = math.sqrt(share * (1 - share) / changed.size)
+    assert changed.mean() == pytest.approx(share, abs=4.5 * error)
+    black = original == 0
+    values = np.bincount(mutated[black & changed], minlength=256)[1:]
+    chi_square = ((values - values.mean()) ** 2 / values.mean()).sum()
+    assert abs(chi_square - 254) < 4.5 * math.sqrt(2 * 254)
+    # An image is mutated anew in every epoch, and never in validation.
+    index = np.concatenate([noise.index.numpy() for _, _, noise in Slope.seen])
+    again = int(np.intersect1d(index[:1100], index[1100:])[0])
+    assert not np.array_equal(*mutated[index == again])
+    validation = load("digits", "validation")
+    assert np.array_equal(np.concatenate([x.numpy() for x, _ in Slope.validated[:3]]), validation.pixels)
+
+
+def test_the_index_says_how_the_weights_were_made(tmp_path: Path):
+    trained = run(steps=20, seed=3, pretrained=tmp_path)
+    (row,) = json.loads((tmp_path / "index.json").read_text())["weights"]
+    assert row == trained.entry
+    expected = {
+        "dataset": "digits", "model": "slope", "role": "model", "preset": "small", "seed": 3, "shape": [1, 8, 8],
+        "likelihood": "exact", "recipe": recipe(20).as_dict(), "torch": torch.__version__,
+        "data_fingerprint": load("digits", "train").fingerprint,
+    }  # fmt: skip
+    assert row | expected == row
+    assert row["device"].startswith("cpu")
+    assert row["seconds"] >= 0
+    assert sha256(tmp_path / row["file"]) == row["sha256"] == trained.weights
+    assert (tmp_path / row["file"]).stat().st_size == row["bytes"]
+    assert not trained.module.training
+    assert trained.config == {}
+
+
+def test_a_background_model_is_trained_by_its_recipe_and_found_by_its_role(tmp_path: Path):
+    short = replace(load_recipe("vae", "digits", "tiny", background=True), steps=2)
+    train("vae", "digits", preset="tiny", background=True, recipe=short, pretrained=tmp_path, progress=False)
+    found = load_model("vae", "digits", role="background", weights=tmp_path)
+    assert found.entry["role"] == "background"
+    assert found.entry["recipe"]["mutation"] == 0.1
+    assert found.entry["recipe"]["weight_decay"] == 0.01
+    with pytest.raises(OodbenchError, match="no weights of vae for digits"):
+        load_model("vae", "digits", weights=tmp_path)
+
+
+def test_background_training_asks_for_the_background_recipe(monkeypatch):
+    asked = []
+    monkeypatch.setattr(room, "load_recipe", lambda *arguments: (asked.append(arguments), recipe(1, mutation=0.2))[1])
+    trained = train("slope", "digits", preset="tiny", background=True, progress=False)
+    assert asked == [("slope", "digits", "tiny", True)]
+    assert trained.entry["recipe"]["mutation"] == 0.2
+
+
+def test_a_model_that_still_improves_at_the_end_is_marked():
+    # From 8 bits/dim: 1 % of it in the last fifth, which a rate that has fallen to a tenth cannot do.
+    assert not run(steps=40, learning_rate=0.02).entry["undertrained"]
+    forget()
+    assert run(steps=40, learning_rate=0.5).entry["undertrained"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_training_in_one_sentence(value, cache: Path):
+    Slope.gradients = [1.0] * 6 + [value] * 14
+    with pytest.raises(OodbenchError) as caught:
+        run(steps=20)
+    # The first bad loss is told, not what the weights became of it.
+    message = f"Training slope on digits diverged: the loss is {-value if value == math.inf else value} at step 7;"
+    assert str(caught.value).startswith(message)
+    assert "lower learning_rate" in str(caught.value)
+    assert not (cache / "pretrained").exists()
+
+
+def test_too_few_images_are_told_in_one_sentence():
+    with pytest.raises(OodbenchError, match=r"^digits has 1159 training images, fewer than one batch of 5000: .*\.$"):
+        run(batch_size=5000)
+
+
+def test_an_unknown_model_is_told_before_anything_is_read():
+    with pytest.raises(OodbenchError, match="Unknown model 'gloww': did you mean glow"):
+        train("gloww", "no-such-data")
+
+
+def test_training_leaves_torchs_global_generator_alone():
+    before = torch.get_rng_state()
+    train("vae", "digits", recipe=replace(load_recipe("vae", "digits", "tiny"), steps=1), progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
