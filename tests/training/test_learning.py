@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from oodbench.data import load
+from oodbench.data import Images, load
 from oodbench.models.base import bits_per_dim
 from oodbench.models.noise import Noise
 from oodbench.registry import MODELS
@@ -26,27 +26,32 @@ def test_the_tiny_preset_learns(name):
     assert bits[-1] < 8  # uniform noise
 
 
-def gaussian_bits(train_images, test_images) -> float:
-    """Bits/dim on test images of the full-covariance Gaussian of maximum likelihood on dequantised training images."""
+def gaussian_bits(fitted_to: Images, images: Images, ridge: float = 0.0) -> float:
+    """Bits/dim on dequantised images of the full-covariance Gaussian of others, its variances raised by `ridge`."""
     rng = np.random.default_rng(0)
-    x, y = ((i.pixels + rng.random(i.pixels.shape)).reshape(len(i), -1) for i in (train_images, test_images))
-    factor = np.linalg.cholesky(np.cov(x.T))
+    x, y = ((i.pixels + rng.random(i.pixels.shape)).reshape(len(i), -1) for i in (fitted_to, images))
+    dimensions = x.shape[1]
+    factor = np.linalg.cholesky(np.cov(x.T) + ridge * np.eye(dimensions))
     z = np.linalg.solve(factor, (y - x.mean(0)).T)
-    nats = -0.5 * (z**2).sum(0) - np.log(np.diag(factor)).sum() - 0.5 * x.shape[1] * math.log(2 * math.pi)
-    return float(bits_per_dim(nats.mean(), x.shape[1]))
+    nats = -0.5 * (z**2).sum(0) - np.log(np.diag(factor)).sum() - 0.5 * dimensions * math.log(2 * math.pi)
+    return float(bits_per_dim(nats.mean(), dimensions))
 
 
 @pytest.mark.slow
 @every_model
-@torch.no_grad()
 def test_a_minute_of_training_beats_a_full_covariance_gaussian(name):
-    """On one core; constant volume needs no more than the others."""
-    recipe = load_recipe(name, "digits", "small")
-    with torch.enable_grad():
-        model = train(name, "digits", recipe=replace(recipe, precision="float32"), progress=False)
-    test = load("digits", "test")
-    noise = Noise.of(torch.from_numpy(test.index))
-    ours = float(bits_per_dim(model.module.log_prob(torch.from_numpy(test.pixels[:]), noise), 64).mean())
-    theirs = gaussian_bits(load("digits", "train"), test)
-    print(f"{name}: {ours:.3f} bits/dim in {model.entry['seconds']} s, Gaussian {theirs:.3f}", file=sys.stderr)
-    assert ours < theirs
+    """On one core or so. A ridge helps the Gaussian, as some pixels are black in nearly all training images."""
+    recipe = replace(load_recipe(name, "digits", "small"), precision="float32")
+    model = train(name, "digits", recipe=recipe, progress=False)
+    images, validation, test = (load("digits", split) for split in ("train", "validation", "test"))
+    with torch.no_grad():
+        log_px = model.module.log_prob(torch.tensor(test.pixels), Noise.of(torch.from_numpy(test.index)))
+    ours = float(bits_per_dim(log_px, 64).mean())
+    plain = gaussian_bits(images, test)
+    ridge = min((1.0, 3.0, 10.0, 30.0), key=lambda value: gaussian_bits(images, validation, value))
+    helped = gaussian_bits(images, test, ridge)
+    seconds = model.entry["seconds"]
+    print(f"{name}: {ours:.3f} bits/dim in {seconds} s, Gaussian {plain:.3f}, {helped:.3f}", file=sys.stderr)
+    assert ours < plain
+    if name != "glow-cv":  # constant volume needs longer for that
+        assert ours < helped
