@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from oodbench.detector import Columns, Detector
-from oodbench.registry import register
+from oodbench import Columns, Detector, register
 
 
 @register.statistic("brightness", needs_model=False)
