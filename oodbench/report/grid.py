@@ -80,13 +80,7 @@ class Block:
 def blocks(records: Sequence[Record], metric: str) -> list[Block]:
     """The records as blocks, pairs in order of appearance; models and detectors stand in one fixed order."""
     pairs = dict.fromkeys((record["in"], record["out"]) for record in records)
-    several = {
-        name for name in {r["model"] for r in records} if len({_model(r) for r in records if r["model"] == name}) > 1
-    }
-    return [
-        _block([record for record in records if (record["in"], record["out"]) == pair], metric, several)
-        for pair in pairs
-    ]
+    return [_block([record for record in records if (record["in"], record["out"]) == pair], metric) for pair in pairs]
 
 
 def heading(metric: str) -> str:
@@ -118,9 +112,13 @@ def short(number: float) -> str:
     return f"{number:.3f}".removeprefix("0")
 
 
-def _block(records: list[Record], metric: str, several: set[str]) -> Block:
+def _block(records: list[Record], metric: str) -> Block:
     keys = sorted({_model(record) for record in records if record["model"] != "none"}, key=_model_order)
-    columns = [_column([r for r in records if _model(r) == key], key, metric, key[0] in several) for key in keys]
+    names = [key[0] for key in keys]
+    columns = [
+        _column([r for r in records if _model(r) == key], key, metric, with_weights=names.count(key[0]) > 1)
+        for key in keys
+    ]
     free = [record for record in records if record["model"] == "none"]
     sizes = [column.images for column in columns] + ([_images(free)] if free else [])
     images = max(size[0] for size in sizes), max(size[1] for size in sizes)

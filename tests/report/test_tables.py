@@ -174,3 +174,9 @@ def test_unknown_formats_and_metrics_and_no_records_are_told_so(records):
         table([])
     assert table([], "json") == "[]\n"
     assert table([], "csv").startswith("schema,in,out")
+
+
+def test_models_of_two_in_distribution_sets_keep_their_plain_name(make_record):
+    """Each set has weights of its own: only two models of one name on one pair must be told apart."""
+    records = [make_record(provenance={"weights": letter * 64}, **{"in": letter}) for letter in "ab"]
+    assert "aaaaaaaa" not in table(records)
