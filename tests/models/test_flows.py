@@ -152,6 +152,7 @@ def test_squeezing_moves_every_value_and_loses_none():
     assert set(z[1, 0, 2].tolist()) == set(h[1, 0:2, 4:6].flatten().tolist())
 
 
+@torch.no_grad()
 def test_a_fresh_mixing_is_a_rotation():
     matrix, bias, volume = Mixing(12, torch.Generator().manual_seed(3)).double().affine()
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(12, dtype=torch.float64), rtol=0, atol=1e-6)
@@ -171,7 +172,7 @@ def test_initialising_gives_every_step_a_centred_input_of_unit_variance(name):
     seen: list[Tensor] = []
     for part in flow.modules():
         if isinstance(part, Mixing):
-            part.register_forward_hook(lambda module, inputs, output: seen.append(output[0].flatten(0, -2)))
+            part.register_forward_hook(lambda module, inputs, output: seen.append(output[0].clone().flatten(0, -2)))
     flow.statistics(x, noise)
     assert len(seen) == 4
     for after in seen:  # actnorm, then a rotation of the channels
