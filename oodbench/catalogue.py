@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,10 @@ def installation(*, data_root: Path | None = None, plugins: Iterable[Path] = ())
     from oodbench.pretrained import pretrained_folders
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    files = [path for path in cache_dir().rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in files)
+    sizes = []
+    for path in cache_dir().rglob("*"):
+        with suppress(FileNotFoundError):  # other commands may write and remove files meanwhile
+            sizes += [path.stat().st_size] if path.is_file() else []
     root = data_root or os.environ.get("OODBENCH_DATA")
     facts = [
         ("oodbench", f"{_version('oodbench')} in {Path(__file__).resolve().parent}"),
@@ -96,7 +99,7 @@ def installation(*, data_root: Path | None = None, plugins: Iterable[Path] = ())
         ("torch", f"{torch.__version__} (CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} threads)"),
         *((name, _version(name)) for name in ("torchvision", "numpy", "pandas", "scikit-learn", "pillow")),
         ("devices", ", ".join(["cpu", *(f"cuda:{number} ({name})" for number, name in enumerate(gpus))])),
-        ("cache", f"{cache_dir()} ({size / 2**20:,.1f} MB in {len(files)} files)"),
+        ("cache", f"{cache_dir()} ({sum(sizes) / 2**20:,.1f} MB in {len(sizes)} files)"),
         ("data root", str(root or "none (--data-root or OODBENCH_DATA)")),
         ("pretrained", ", ".join(map(str, pretrained_folders())) or "none"),
         ("registered", f"{len(MODELS)} models, {len(DETECTORS)} detectors, {len(STATISTICS)} statistics, "

@@ -11,17 +11,38 @@ from typing import IO, Any
 
 from oodbench.errors import OodbenchError
 
-__all__ = ["cache_dir", "sha256", "write_atomically"]
+__all__ = ["cache_dir", "check_writable", "expanded", "sha256", "write_atomically"]
 
 
 def cache_dir() -> Path:
     """The folder for prepared images, cached columns and checkpoints: `OODBENCH_CACHE`, else `~/.cache/oodbench`."""
-    return Path(os.environ.get("OODBENCH_CACHE") or Path.home() / ".cache" / "oodbench")
+    folder = expanded(os.environ.get("OODBENCH_CACHE") or "~/.cache/oodbench")
+    if folder.exists() and not folder.is_dir():
+        raise OodbenchError(f"The cache {folder} is not a folder: set OODBENCH_CACHE to one.")
+    return folder
+
+
+def expanded(path: Path | str) -> Path:
+    """The path with `~` written out; a home folder that nobody knows is an `OodbenchError`."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise OodbenchError(f"There is no home folder for {path}: set HOME, or write the path out.") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raises `OodbenchError` if nothing can be written below this folder, which need not exist yet."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise OodbenchError(f"Cannot write to {folder}: {there} is not a folder to write to, so name another.")
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[IO[Any]]:
-    """Opens a temporary binary file that becomes `path` when the block ends well, and disappears when it does not."""
+    """Opens a temporary binary file that becomes `path` when the block ends well, and disappears when it does not.
+
+    A file that cannot be written (no space, no right, no such place) is an `OodbenchError`.
+    """
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +59,7 @@ def write_atomically(path: Path) -> Iterator[IO[Any]]:
             raise OodbenchError(f"The disk is full: could not write {path}; free some space and run again.") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise OodbenchError(f"Not allowed to write {path}: choose another folder or change its rights.") from error
-        raise
+        raise OodbenchError(f"Could not write {path} ({error}): check the disk or choose another place.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

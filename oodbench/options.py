@@ -86,9 +86,9 @@ def _batch_size(text: str) -> int | str:
 
 def _seeds(text: str) -> list[int]:
     parts = text.split(",")
-    if not all(part.isdecimal() for part in parts):
+    if not all(part.isdecimal() and int(part) < 2**32 for part in parts):
         raise typer.BadParameter(f"{text!r} is not a list of seeds such as 0,1,2.")
-    return [int(part) for part in parts]
+    return list(dict.fromkeys(map(int, parts)))
 
 
 In = Annotated[
@@ -139,7 +139,11 @@ Results = Annotated[Path, typer.Option("--results", envvar="OODBENCH_RESULTS", h
 Seed = Annotated[
     int,
     typer.Option(
-        "--seed", envvar="OODBENCH_SEED", min=0, help="Of all random numbers: the same seed, the same result."
+        "--seed",
+        envvar="OODBENCH_SEED",
+        min=0,
+        max=2**32 - 1,
+        help="Of all random numbers: the same seed, the same result.",
     ),
 ]
 Seeds = Annotated[

@@ -14,6 +14,7 @@ from typing import Any
 
 from oodbench.detector import Detector
 from oodbench.errors import OodbenchError
+from oodbench.files import expanded
 from oodbench.registry import DATASETS, DETECTORS, MODELS, STATISTICS, Registry
 
 __all__ = ["Plugin", "load_builtin", "load_entry_points", "load_plugin", "load_plugins", "loaded"]
@@ -92,7 +93,7 @@ def load_plugin(path: Path | str, *, origin: str | None = None) -> None:
 
 
 def _existing(path: Path | str) -> Path:
-    path = Path(path).expanduser().resolve()
+    path = expanded(path).resolve()
     if not path.is_file():
         raise OodbenchError(f"There is no plugin file {path}: check the path given to --plugin.")
     return path

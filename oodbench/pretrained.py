@@ -14,15 +14,35 @@ import torch
 
 from oodbench.data import safe_name
 from oodbench.errors import OodbenchError
-from oodbench.files import cache_dir, sha256, write_atomically
+from oodbench.files import cache_dir, expanded, sha256, write_atomically
 from oodbench.models.base import DensityModel
 from oodbench.registry import MODELS
 
-__all__ = ["TrainedModel", "available_models", "entries", "load_model", "pretrained_folders", "save_model"]
+__all__ = [
+    "TrainedModel",
+    "available_models",
+    "entries",
+    "load_model",
+    "own_folder",
+    "pretrained_folders",
+    "save_model",
+]
 
 _SUFFIX = ".safetensors"
 # Of an index row, what is relied on.
-_FIELDS = ("file", "sha256", "dataset", "model", "role", "preset", "seed", "shape", "recipe")
+_FIELDS = (
+    "file",
+    "sha256",
+    "dataset",
+    "model",
+    "role",
+    "preset",
+    "seed",
+    "shape",
+    "recipe",
+    "data_fingerprint",
+    "undertrained",
+)
 
 
 @dataclass(frozen=True)
@@ -94,11 +114,16 @@ def load_model(
     )
 
 
+def own_folder() -> Path:
+    """Where trainings put their weights if they are told no other place: `OODBENCH_PRETRAINED`, else in the cache."""
+    return Path(os.environ.get("OODBENCH_PRETRAINED") or cache_dir() / "pretrained")
+
+
 def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | None = None) -> TrainedModel:
-    """Writes weights and their index row into `folder`, by default `OODBENCH_PRETRAINED`, else in the cache."""
+    """Writes weights and their index row into `folder`, by default `own_folder()`."""
     from safetensors.torch import save
 
-    folder = folder or Path(os.environ.get("OODBENCH_PRETRAINED") or cache_dir() / "pretrained")
+    folder = folder or own_folder()
     name = entry["model"]
     for part, usual in (("role", "model"), ("preset", "small"), ("seed", 0)):
         if entry[part] != usual:
@@ -123,7 +148,9 @@ def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | None 
 def _candidates(dataset: str, weights: Path | None) -> list[tuple[Path, dict[str, Any]]]:
     if weights is None:
         return entries(dataset)
-    weights = weights.expanduser().resolve()
+    weights = expanded(weights).resolve()
+    if not weights.exists():
+        raise OodbenchError(f"There are no weights {weights}: name a .safetensors file or a folder with an index.json.")
     folder = weights if weights.is_dir() else weights.parent
     while not (folder / "index.json").is_file():
         if folder == folder.parent:
@@ -156,7 +183,7 @@ def _read_index(folder: Path) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["weights"]
         for row in rows:
-            _ = [row[field] for field in _FIELDS]
+            _ = [row[field] for field in _FIELDS], row["recipe"]["config"]
     except (ValueError, KeyError, TypeError) as error:
         raise OodbenchError(f"{path} is not a readable index of weights: restore it or delete it.") from error
     return rows

@@ -33,7 +33,8 @@ def save(folder: Path | None = None, value: float = 0.5, **changed: Any) -> room
     """Saves a small PixelCNN with all weights equal to `value`."""
     entry = {
         "dataset": "toys", "model": "pixelcnn", "role": "model", "preset": "small", "seed": 0, "shape": [1, 4, 4],
-        "recipe": {"steps": 1, "config": CONFIG}, "bits_per_dim": 5.0,
+        "recipe": {"steps": 1, "config": CONFIG}, "bits_per_dim": 5.0, "undertrained": False,
+        "data_fingerprint": "0" * 64,
     }  # fmt: skip
     module = MODELS.get("pixelcnn")((1, 4, 4), **CONFIG)
     for parameter in module.parameters():
@@ -226,3 +227,8 @@ def test_two_processes_that_write_one_index_at_once_lose_nothing(places):
     assert not list(folder.glob(".*.tmp"))
     for row in rows[::7]:
         load_model("pixelcnn", row["dataset"], weights=folder)
+
+
+def test_weights_that_are_not_there_are_told_even_below_an_index(places):
+    save(places / "mine")
+    assert "There are no weights" in message_of(available_models, "toys", places / "mine" / "tyops")

@@ -23,7 +23,7 @@ def read_npz(path: Path) -> RawImages:
             if isinstance(archive, np.ndarray):
                 raise OodbenchError(f"{path} is a single array: save it with np.savez as {LAYOUT}.")
             arrays = {name: archive[name] for name in ("images", "labels", "index") if name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         raise OodbenchError(f"Cannot read {path} ({_short(error)}): write it again as {LAYOUT}.") from error
     if "images" not in arrays:
         raise OodbenchError(f"{path} has no array `images`: it needs {LAYOUT}.")

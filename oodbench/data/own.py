@@ -14,6 +14,7 @@ from oodbench.data.adaptation import to_chw
 from oodbench.data.npz import read_npz
 from oodbench.data.store import Prepared, RawImages, prepared
 from oodbench.errors import OodbenchError
+from oodbench.files import expanded
 
 __all__ = ["is_own", "prepared_own", "stamp_of"]
 
@@ -29,7 +30,7 @@ def is_own(name: str) -> bool:
 def prepared_own(name: str, part: str) -> Prepared:
     """The prepared copy of `folder:PATH` or `npz:PATH`; `part` is "train" or "test"."""
     kind, _, given = name.partition(":")
-    path = Path(given).expanduser()
+    path = expanded(given)
     if not given or not path.exists():
         raise OodbenchError(f"There is no {given or 'path'!r} for {name!r}: give the path of your images.")
     path = path.resolve()

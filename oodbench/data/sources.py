@@ -15,6 +15,7 @@ from oodbench.data.perturbations import PERTURBATIONS, VERSION, perturb
 from oodbench.data.store import Prepared, RawImages, fingerprint, prepared
 from oodbench.data.torchvision_sets import TORCHVISION, prepared_torchvision
 from oodbench.errors import OodbenchError
+from oodbench.files import expanded
 from oodbench.registry import DATASETS
 
 __all__ = ["available", "load"]
@@ -98,7 +99,7 @@ def _split_perturbations(name: str, root: Path | None) -> tuple[str, list[str]]:
 
 def _exists(name: str, root: Path | None) -> bool:
     if is_own(name):
-        return Path(name.partition(":")[2]).expanduser().exists()
+        return expanded(name.partition(":")[2]).exists()
     return name in DATASETS or name in _under(root)
 
 
@@ -151,7 +152,7 @@ def _root(data_root: Path | None) -> Path | None:
         data_root = Path(os.environ["OODBENCH_DATA"])
     if data_root is None:
         return None
-    data_root = Path(data_root).expanduser()
+    data_root = expanded(data_root)
     if not data_root.is_dir():
         raise OodbenchError(f"The data root {data_root} is not a folder: correct --data-root or OODBENCH_DATA.")
     return data_root

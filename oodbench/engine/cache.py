@@ -114,11 +114,8 @@ class Entry:
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
-        with write_atomically(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise OodbenchError(f"Could not write {path} ({error}): check the disk or choose another cache.") from error
+    with write_atomically(path) as file:
+        file.write(content)
 
 
 def _read_chunk(path: Path) -> Chunk | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from oodbench.engine.device import is_out_of_memory
 from oodbench.errors import OodbenchError
 from oodbench.models.noise import Noise
 from oodbench.registry import STATISTICS
@@ -76,7 +77,16 @@ def _registered(name: str, model: "TrainedModel | None", forward: Sequence[str],
     module = model.module if model is not None and statistic.needs_model else None
 
     def function(x: Tensor, noise: Noise) -> dict[str, Any]:
-        return {name: statistic.function(module, x, noise)}
+        try:
+            return {name: statistic.function(module, x, noise)}
+        except Exception as error:
+            origin = STATISTICS.origin_of(name)
+            if origin == "oodbench" or isinstance(error, OodbenchError) or is_out_of_memory(error):
+                raise
+            raise OodbenchError(
+                f"The statistic {name!r} of {origin} failed ({type(error).__name__}: {error}): mend it, or leave out "
+                "the plugin."
+            ) from error
 
     own = {"statistic": name, "version": statistic.version, "parameters": dict(statistic.parameters)}
     facts = {**own, **facts} if statistic.needs_model else own

@@ -17,11 +17,12 @@ from tqdm import tqdm
 from oodbench.data import Adaptation, Images, adaptation, in_domain, load
 from oodbench.engine.device import choose_device, keep_freed_memory
 from oodbench.errors import OodbenchError
-from oodbench.files import cache_dir
+from oodbench.files import cache_dir, check_writable
 from oodbench.models.base import DensityModel, bits_per_dim
 from oodbench.models.nn import networks
 from oodbench.models.noise import Noise
-from oodbench.pretrained import TrainedModel, save_model
+from oodbench.pretrained import TrainedModel, own_folder, save_model
+from oodbench.provenance import device_name
 from oodbench.registry import MODELS
 from oodbench.training.checkpoint import load_checkpoint, save_checkpoint
 from oodbench.training.recipe import Recipe, load_recipe
@@ -54,6 +55,7 @@ def train(
     of a likelihood ratio, on mutated images. NaN losses raise `OodbenchError`.
     """
     build = MODELS.get(model)
+    check_writable(pretrained or own_folder())
     recipe = recipe or load_recipe(model, dataset, preset, background)
     train_images, validation = load(dataset, "train", data_root), load(dataset, "validation", data_root)
     domain = in_domain(train_images)
@@ -86,7 +88,7 @@ def train(
         "likelihood": module.likelihood.value,
         "recipe": recipe.as_dict(),
         "data_fingerprint": train_images.fingerprint,
-        "device": run.device_name(),
+        "device": device_name(device),
         "seconds": round(state["seconds"], 1),
         "torch": torch.__version__,
         "bits_per_dim": state["curve"][-1][2],
@@ -127,13 +129,6 @@ class _Run:
         )
         self.dtype = torch.bfloat16 if recipe.precision == "bfloat16" else None
 
-    def device_name(self) -> str:
-        """What the run trained on, in words."""
-        device = self.module.device
-        if device.type == "cuda":
-            return torch.cuda.get_device_name(device)
-        return f"cpu ({torch.get_num_threads()} threads)"
-
     def finish(self) -> tuple[DensityModel, dict[str, Any]]:
         """Trains to the last step, from a checkpoint where there is one; (averaged model on the CPU, state)."""
         keep_freed_memory()
@@ -167,6 +162,7 @@ class _Run:
             if state["step"] % every == 0 or state["step"] == self.recipe.steps:
                 self._check(float(loss), state["step"])
                 bpd = self.validate()
+                self._check(bpd, state["step"])
                 state["seconds"] = time.perf_counter() - begin
                 state["curve"].append([state["step"], round(state["seconds"], 1), round(bpd, 5)])
                 bar.set_postfix_str(f"validation {bpd:.3f} bits/dim")
