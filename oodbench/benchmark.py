@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from oodbench.engine import Evaluation, evaluate
 from oodbench.engine.device import choose_device
 from oodbench.errors import OodbenchError
 from oodbench.evaluation import count_nonfinite, evaluate_scores
-from oodbench.files import write_atomically
+from oodbench.files import check_writable, write_atomically
 from oodbench.models.base import bits_per_dim
 from oodbench.plugins import load_plugins
 from oodbench.provenance import commit, device_name, versions
@@ -65,6 +66,8 @@ def run_records(
     before anything is computed.
     """
     load_plugins(plugins)
+    for folder in filter(None, (results, scores)):
+        check_writable(folder)
     old = read_records(results) if results else []
     how = _How(data_root, seed, device, batch_size, precision, limit, progress)
     trials = list(_trials(_names(in_), _names(out), _names(models), _names(detectors), weights, how))
@@ -73,7 +76,7 @@ def run_records(
         for name, scored in trial.run(how):
             made = [trial.record(name, one, old, how) for one in scored]
             records += made
-            if results:
+            if results and made:
                 write_records(results, made)
             if scores:
                 trial.write_scores(scores, name, scored)
@@ -94,7 +97,7 @@ class _How:
 
     def load(self, name: str, split: str) -> Images:
         images = load(name, split, self.data_root)
-        return images.limit(self.limit, self.seed) if self.limit else images
+        return images if self.limit is None else images.limit(self.limit, self.seed)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,11 @@ class _Trial:
     """One model (or none) on one in-distribution set and all that is held against it."""
 
     def __init__(self, contender: Contender, validation: Images, test: Images, outs: list[Images]) -> None:
+        if validation.shape != test.shape:
+            raise OodbenchError(
+                f"{test.name} has training images of shape {validation.shape} but test images of shape {test.shape}: "
+                "bring them to one size."
+            )
         self.contender, self.validation, self.test, self.outs = contender, validation, test, outs
         self.domain: Domain = in_domain(test)
         if contender.model and contender.model.module.shape != self.domain.shape:
@@ -129,17 +137,20 @@ class _Trial:
             self.bfloat16_error = self.measure_bfloat16(how)
         fitted: dict[str, Detector] = {}
         for name in self.contender.detectors:
-            fitted[name] = DETECTORS.get(name)()
-            fitted[name].fit(validation.columns)
+            with _skipping(name):
+                detector = DETECTORS.get(name)()
+                detector.fit(validation.columns)
+                fitted[name] = detector
         inside = self.evaluations[self.test.name] = self.evaluate(self.test, how)
         for images in self.outs:
             outside = self.evaluations[images.name] = self.evaluate(images, how)
             scored = []
             for name, detector in fitted.items():
-                for size in detector.group_sizes:
-                    sides = [_score(name, detector, one.columns, size, how.seed) for one in (inside, outside)]
-                    if all(len(side) for side in sides):
-                        scored.append(_Scored(name, size, *sides))
+                with _skipping(name):
+                    for size in detector.group_sizes:
+                        sides = [_score(name, detector, one.columns, size, how.seed) for one in (inside, outside)]
+                        if all(len(side) for side in sides):
+                            scored.append(_Scored(name, size, *sides))
             yield images.name, scored
 
     def evaluate(self, images: Images, how: _How) -> Evaluation:
@@ -258,6 +269,19 @@ def _trials(
             yield _Trial(contender, validation, test, outs)
 
 
+@contextmanager
+def _skipping(name: str) -> Iterator[None]:
+    """Names a detector that cannot go on, on stderr, and lets the others live; a bug of our own is not hidden."""
+    origin = DETECTORS.origin_of(name)
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OodbenchError) and origin == "oodbench":
+            raise
+        what = str(error) if isinstance(error, OodbenchError) else f"{type(error).__name__}: {error}"
+        print(f"oodbench: skipped the detector {name!r} (from {origin}): {' '.join(what.split())}", file=sys.stderr)
+
+
 def _score(name: str, detector: Detector, columns: Columns, size: int, seed: int) -> np.ndarray:
     """Scores of disjoint groups of a seeded shuffle, the remainder dropped; of single images in their order."""
     if size > 1:
@@ -298,6 +322,8 @@ def score_images(
     import pandas as pd
 
     load_plugins(plugins)
+    if output is not None:
+        check_writable(output.parent)
     how = _How(data_root, seed, device, batch_size, precision, limit, progress=True)
     check_names([model], detector)
     choose_device(device)
@@ -319,6 +345,8 @@ def score_images(
                     "p_value": (1 + len(reference) - below) / (1 + len(reference)),
                 }
                 tables.append(pd.DataFrame(table))
+    if not tables:
+        raise OodbenchError("No detector gave scores of single images: name another one with --detector.")
     result = pd.concat(tables, ignore_index=True)
     if output is not None:
         with write_atomically(output) as file:
@@ -346,6 +374,7 @@ def plot(
     from oodbench.report import histograms, roc_curves
 
     load_plugins(plugins)
+    check_writable(results)
     how = _How(data_root, seed, device, batch_size, precision, limit, progress=True)
     pictures = []
     for trial in list(_trials(_names(in_), _names(out), _names(models), _names(detectors), weights, how)):
@@ -361,11 +390,9 @@ def plot(
             curves = {one.detector: (one.score_in, one.score_out) for one in scored if one.group_size == 1}
             pictures.append(stem.with_name(f"{stem.name}-roc.png"))
             roc_curves(pictures[-1], curves, title=title)
-    for picture in pictures:
-        print(f"oodbench: {picture}", file=sys.stderr)
     return pictures
 
 
 def _names(names: Sequence[str] | str | None) -> list[str] | None:
-    """A single name may stand for a list of one."""
-    return cast(list[str] | None, [names] if isinstance(names, str) else list(names) if names else None)
+    """A single name may stand for a list of one; a name that is there twice counts once."""
+    return cast(list[str] | None, [names] if isinstance(names, str) else list(dict.fromkeys(names)) if names else None)

@@ -52,7 +52,11 @@ def pairs(in_: Sequence[str] | None, out: Sequence[str] | None) -> dict[str, lis
     unknown = [name for name in in_ if not out and name not in USUAL]
     if unknown:
         raise OodbenchError(f"Nothing is usually held against {unknown[0]!r}: name data sets with --out.")
-    return {name: [o for o in out or USUAL[name] if o != name] for name in in_}
+    held = {name: [other for other in out or USUAL[name] if other != name] for name in in_}
+    alone = [name for name, others in held.items() if not others]
+    if alone:
+        raise OodbenchError(f"{alone[0]!r} cannot be held against itself: name another data set with --out.")
+    return held
 
 
 def check_names(models: Sequence[str] | None, detectors: Sequence[str] | None) -> None:

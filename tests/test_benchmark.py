@@ -88,7 +88,17 @@ def test_a_record_is_strict_json_with_everything_to_repeat_it(run) -> None:
     assert keys | {"bits_per_dim", "likelihood", "provenance"} <= record.keys()
     assert record["metrics"].keys() == {"auroc", "aupr_in", "aupr_out", "fpr95"}
     assert record["likelihood"] == "lower_bound"
-    provenance = {"weights", "data", "adaptation", "versions", "commit", "dirty", "device", "seconds_per_image", "created"}
+    provenance = {
+        "weights",
+        "data",
+        "adaptation",
+        "versions",
+        "commit",
+        "dirty",
+        "device",
+        "seconds_per_image",
+        "created",
+    }
     assert provenance <= record["provenance"].keys()
 
 
@@ -99,7 +109,9 @@ def test_likelihoods_bits_and_score_agree(run, weights: Path, tmp_path: Path) ->
     assert len(inside) == LIMIT
     bits = inside["likelihood"].mean() / (64 * np.log(2))  # -log p
     assert record["bits_per_dim"]["in"] == pytest.approx(bits, rel=1e-6)
-    wins = (scores[scores["set"] == "glyphs8"]["likelihood"].to_numpy()[:, None] > inside["likelihood"].to_numpy()).mean()
+    wins = (
+        scores[scores["set"] == "glyphs8"]["likelihood"].to_numpy()[:, None] > inside["likelihood"].to_numpy()
+    ).mean()
     assert record["metrics"]["auroc"]["value"] == pytest.approx(wins, abs=1e-3)
 
 
@@ -202,6 +214,9 @@ def test_the_error_of_bfloat16_is_measured_and_recorded(run) -> None:
         ({"models": "gow"}, "glow"),
         ({"detectors": "likelyhood"}, "likelihood"),
         ({"in_": None}, "--in"),
+        ({"out": "digits"}, "against itself"),
+        ({"limit": 0}, "at least 1"),
+        ({"results": Path(__file__)}, "name another"),
         ({"device": "tpu"}, "device"),
         ({"models": "vae"}, "oodbench train --model vae --in digits"),
         ({"batch_size": 0}, "batch size"),
@@ -233,3 +248,40 @@ def test_run_gives_a_data_frame(weights: Path) -> None:
     frame = oodbench.run("digits", "glyphs8", detectors="likelihood", weights=weights, limit=20, progress=False)
     assert isinstance(frame, pd.DataFrame)
     assert frame["metrics.auroc.value"].between(0, 1).all()
+
+
+def test_a_detector_that_fails_is_named_and_skipped(run, capsys: pytest.CaptureFixture[str]) -> None:
+    @register.detector("breaks")
+    class Breaks(Detector):
+        needs = ("log_px",)
+
+        def score(self, columns: Columns) -> np.ndarray:
+            raise KeyError("what it needs")
+
+    DETECTORS._entries["breaks"].origin = "breaks.py"
+    try:
+        records = run(detectors=["breaks", "likelihood"], out="glyphs8")
+    finally:
+        DETECTORS.remove("breaks")
+    assert [r["detector"] for r in records] == ["likelihood"]
+    assert "skipped the detector 'breaks' (from breaks.py)" in capsys.readouterr().err
+
+
+def test_a_name_given_twice_counts_once(run) -> None:
+    twice = run(models=["glow", "glow"], detectors=["likelihood", "likelihood"], out=["glyphs8", "glyphs8"])
+    assert len(twice) == 1
+
+
+def test_too_few_images_for_any_group_leave_no_record(run, tmp_path: Path) -> None:
+    @register.detector("crowds")
+    class Crowds(Detector):
+        needs = ("log_px",)
+        group_sizes = (LIMIT + 1,)
+
+        def score(self, columns: Columns) -> np.ndarray:
+            return columns.groups("log_px").mean(axis=1)
+
+    try:
+        assert run(detectors="crowds", out="glyphs8", results=tmp_path / "results") == []
+    finally:
+        DETECTORS.remove("crowds")
