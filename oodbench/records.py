@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from oodbench.data import safe_name
 from oodbench.errors import OodbenchError
 from oodbench.files import write_atomically
 
-__all__ = ["SCHEMA", "Record", "read_records", "to_json", "write_records"]
+__all__ = ["SCHEMA", "Record", "data_hash", "read_records", "to_json", "write_records"]
 
 SCHEMA = 1
 
@@ -22,7 +22,6 @@ Record = dict[str, Any]
 _SHARED = ("schema", "in", "out", "model", "preset", "weights_short", "likelihood", "undertrained")
 _SHARED_PROVENANCE = ("weights", "data", "adaptation")
 _REQUIRED = {"in", "out", "model", "detector", "group_size", "seed", "metrics"}
-_LONGEST_NAME = 100  # characters, of the 255 bytes that file systems take
 
 
 def write_records(results_dir: Path, records: Sequence[Record]) -> Path:
@@ -34,12 +33,12 @@ def write_records(results_dir: Path, records: Sequence[Record]) -> Path:
     go to `<out>@<short data hash>.json`. So nothing is overwritten by what is not its own repetition.
     Raises `OodbenchError` where an existing file cannot be read.
     """
-    if len({(r["in"], r["model"], r["out"], _owner(r), _data_hash(r)) for r in records}) != 1:
+    if len({(r["in"], r["model"], r["out"], _owner(r), data_hash(r)) for r in records}) != 1:
         raise ValueError("write_records takes records of one model, with one set of weights, on one pair.")
     first = records[0]
-    path = _folder(Path(results_dir) / _file_name(first["in"]), first) / f"{_file_name(first['out'])}.json"
-    if path.exists() and _data_hash(_read(path)[0]) != _data_hash(first):
-        path = path.with_name(f"{path.stem}@{_data_hash(first)}.json")
+    path = _folder(Path(results_dir) / safe_name(first["in"]), first) / f"{safe_name(first['out'])}.json"
+    if path.exists() and data_hash(_read(path)[0]) != data_hash(first):
+        path = path.with_name(f"{path.stem}@{data_hash(first)}.json")
     entries = {_entry_key(record): record for record in _read(path)} if path.exists() else {}
     for record in records:
         earlier = entries.get(_entry_key(record))
@@ -130,26 +129,17 @@ def _owner(record: Record) -> tuple[Any, Any]:
     return record.get("preset"), record.get("provenance", {}).get("weights")
 
 
-def _data_hash(record: Record) -> str:
+def data_hash(record: Record) -> str:
+    """8 hex digits that tell one state of a pair's images and their adaptation from another."""
     provenance = record.get("provenance", {})
     facts = to_json({key: provenance.get(key) for key in ("data", "adaptation")})
     return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
 
 def _folder(parent: Path, record: Record) -> Path:
-    folder = parent / _file_name(record["model"])
+    folder = parent / safe_name(record["model"])
     earlier = next(iter(sorted(folder.glob("*.json"))), None)
     if earlier is None or _owner(_read(earlier)[0]) == _owner(record):
         return folder
     preset, weights = _owner(record)
     return folder.with_name(f"{folder.name}@{preset or 'own'}-{(weights or 'none')[:8]}")
-
-
-def _file_name(name: str) -> str:
-    """A name that any file system takes, different for different names: `npz:/data/x` becomes `npz%3A%2Fdata%2Fx`."""
-    safe = quote(name, safe="+")
-    if safe.startswith("."):  # "..", or a file that `ls` hides
-        safe = "%2E" + safe[1:]
-    if len(safe) > _LONGEST_NAME:
-        safe = f"{safe[: _LONGEST_NAME - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    return safe

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from oodbench.evaluation import METRICS
-from oodbench.records import Record
+from oodbench.records import Record, data_hash
 from oodbench.registry import MODELS
 
 __all__ = ["Block", "Cell", "Column", "blocks", "heading", "notes", "short"]
@@ -79,8 +79,14 @@ class Block:
 
 def blocks(records: Sequence[Record], metric: str) -> list[Block]:
     """The records as blocks, pairs in order of appearance; models and detectors stand in one fixed order."""
-    pairs = dict.fromkeys((record["in"], record["out"]) for record in records)
-    return [_block([record for record in records if (record["in"], record["out"]) == pair], metric) for pair in pairs]
+    pairs: dict[tuple[str, str], dict[str, list[Record]]] = {}
+    for record in records:
+        pairs.setdefault((record["in"], record["out"]), {}).setdefault(data_hash(record), []).append(record)
+    shown = []
+    for (_, out), states in pairs.items():
+        for state, of_state in states.items():  # other images under one name are another pair: never averaged
+            shown.append(_block(of_state, f"{out}@{state}" if len(states) > 1 else out, metric))
+    return shown
 
 
 def heading(metric: str) -> str:
@@ -112,7 +118,7 @@ def short(number: float) -> str:
     return f"{number:.3f}".removeprefix("0")
 
 
-def _block(records: list[Record], metric: str) -> Block:
+def _block(records: list[Record], out: str, metric: str) -> Block:
     keys = sorted({_model(record) for record in records if record["model"] != "none"}, key=_model_order)
     names = [key[0] for key in keys]
     columns = [
@@ -124,7 +130,7 @@ def _block(records: list[Record], metric: str) -> Block:
     images = max(size[0] for size in sizes), max(size[1] for size in sizes)
     block = Block(
         source=records[0]["in"],
-        out=records[0]["out"],
+        out=out,
         images=images,
         columns=columns,
         controls=_cells_of(free, images, metric),

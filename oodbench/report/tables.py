@@ -19,7 +19,8 @@ _RENDERERS: dict[str, Callable[..., str]] = {"table": terminal, "markdown": mark
 FORMATS = (*_RENDERERS, "csv", "json")
 
 _FACTS = ("schema", "in", "out", "model", "preset", "detector", "group_size", "seed", "n_in", "n_out")
-_MORE = ("likelihood", "nonfinite", "inversion", "undertrained", "draws", "seconds")
+_PROVENANCE = ("seconds_per_image", "weights")
+_MORE = ("likelihood", "nonfinite", "inversion", "undertrained", "draws")
 
 
 def table(records: Sequence[Record], format: str = "table", metric: str = "auroc") -> str:
@@ -46,7 +47,7 @@ def table(records: Sequence[Record], format: str = "table", metric: str = "auroc
 def _csv(records: Sequence[Record]) -> str:
     ends = [(metric, end) for metric in METRICS for end in ("value", "low", "high")]
     header = [*_FACTS, *(metric if end == "value" else f"{metric}_{end}" for metric, end in ends)]
-    header += ["bits_per_dim_in", "bits_per_dim_out", *_MORE, "weights"]
+    header += ["bits_per_dim_in", "bits_per_dim_out", *_MORE, *_PROVENANCE]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -59,7 +60,7 @@ def _csv(records: Sequence[Record]) -> str:
                 bits.get("in"),
                 bits.get("out"),
                 *(record.get(key) for key in _MORE),
-                record.get("provenance", {}).get("weights"),
+                *(record.get("provenance", {}).get(key) for key in _PROVENANCE),
             ]
         )
     return text.getvalue()

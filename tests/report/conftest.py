@@ -50,7 +50,7 @@ def make_record():
                 "created": "2025-01-01T00:00:00+00:00",
             },
         }
-        return record | changes
+        return record | changes | {"provenance": record["provenance"] | changes.get("provenance", {})}
 
     return make
 

@@ -180,3 +180,16 @@ def test_models_of_two_in_distribution_sets_keep_their_plain_name(make_record):
     """Each set has weights of its own: only two models of one name on one pair must be told apart."""
     records = [make_record(provenance={"weights": letter * 64}, **{"in": letter}) for letter in "ab"]
     assert "aaaaaaaa" not in table(records)
+
+
+def test_other_images_of_the_same_name_are_another_block_and_not_averaged(make_record):
+    other = make_record(value=0.9, provenance={"data": {"in": "1" * 64, "out": "3" * 64}})
+    text = table([make_record(value=0.7), other])
+    assert "0.700" in text
+    assert "0.900" in text
+    assert "0.800" not in text
+    assert text.count("svhn@") == 2
+
+
+def test_csv_holds_what_an_image_cost(make_record):
+    assert pd.read_csv(io.StringIO(table([make_record()], "csv")))["seconds_per_image"].tolist() == [0.001]
