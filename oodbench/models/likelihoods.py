@@ -15,7 +15,13 @@ from torch import Tensor
 from oodbench.models.nn import Convolution
 from oodbench.models.noise import Noise
 
-__all__ = ["logistic_mixture_channels", "logistic_mixture_head", "logistic_mixture_log_prob", "sample_logistic_mixture"]
+__all__ = [
+    "logistic_mixture_channels",
+    "logistic_mixture_head",
+    "logistic_mixture_log_prob",
+    "logistic_mixture_start",
+    "sample_logistic_mixture",
+]
 
 _HALF_BIN = 1 / 255  # on the scale where 0 ... 255 is -1 ... 1
 _MIN_LOG_SCALE = -7.0
@@ -26,18 +32,23 @@ def logistic_mixture_channels(channels: int, mixtures: int) -> int:
     return mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
 
 
-def logistic_mixture_head(inputs: int, channels: int, mixtures: int) -> Convolution:
-    """A 1x1 convolution to a mixture's parameters, which starts with components spread evenly.
+def logistic_mixture_start(channels: int, mixtures: int) -> Tensor:
+    """Parameters of one pixel (logistic_mixture_channels,) to start training from: components spread evenly.
 
     Components that start alike would stay alike; ones far narrower or wider than their gaps learn slowly.
     """
+    start = torch.zeros(logistic_mixture_channels(channels, mixtures))
+    means, scales = mixtures * (1 + channels), mixtures * (1 + 2 * channels)
+    start[mixtures:means] = torch.linspace(-0.5, 0.5, mixtures + 2)[1:-1].repeat(channels)
+    start[means:scales] = -1.5 - math.log(mixtures) / 2
+    return start
+
+
+def logistic_mixture_head(inputs: int, channels: int, mixtures: int) -> Convolution:
+    """A 1x1 convolution to a mixture's parameters that gives `logistic_mixture_start` at first."""
     head = Convolution(inputs, logistic_mixture_channels(channels, mixtures), zero=True)
     with torch.no_grad():
-        means = torch.linspace(-0.5, 0.5, mixtures + 2)[1:-1]
-        start = mixtures
-        for width, value in ((channels, means), (channels, torch.full((mixtures,), -1.5 - math.log(mixtures) / 2))):
-            head.bias[start : start + width * mixtures] = value.repeat(width)
-            start += width * mixtures
+        head.bias.copy_(logistic_mixture_start(channels, mixtures))
     return head
 
 

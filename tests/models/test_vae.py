@@ -176,3 +176,23 @@ def test_samples_decode_standard_normal_latents():
         share = 0.5 * math.erfc(-level / math.sqrt(2))
         error = math.sqrt(share * (1 - share) / (4 * n))
         assert float((z <= level).double().mean()) == pytest.approx(share, abs=4.5 * error + 0.004)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_training_starts_at_probabilistic_principal_components(channels: int) -> None:
+    """At the maximum-likelihood solution of PPCA, E[mean^2] + variance = 1 for every latent, and W W' + s^2 I = cov."""
+    model = VAE((channels, 16, 16), latents=5, hidden=4).double()
+    x = some_images(40, (channels, 16, 16))
+    model.initialise(x, noise_of(40))
+    with torch.no_grad():
+        mean, std = model.posterior(x)
+        torch.testing.assert_close((mean**2 + std**2).mean((0, 2, 3)), torch.ones(5).double(), rtol=1e-6, atol=1e-6)
+        one = torch.eye(5, dtype=torch.float64)[:, :, None, None] * torch.ones(4, 4)
+        at = slice(1, 1 + channels)  # the means, behind one mixture logit
+        centre = model.decoder(torch.zeros(1, 5, 4, 4).double())[:, at]
+        w = (model.decoder(one)[:, at] - centre)[:, :, 4:8, 4:8].flatten(1)
+        value = x.double() / 127.5 - 1 - centre
+        patches = value.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(-1, 16 * channels)
+    covariance = patches.T @ patches / len(patches)
+    rest = torch.linalg.eigvalsh(covariance)[:-5].mean()
+    torch.testing.assert_close(w @ covariance @ w.T, (w @ w.T) @ (w @ w.T + rest * torch.eye(5).double()))

@@ -1,6 +1,6 @@
 """Glow (Kingma & Dhariwal 2018) and its constant-volume variant (Nalisnick et al. 2019).
 
-Also the multi-scale skeleton of RealNVP (Dinh et al. 2017): squeeze, a stack of steps, half of the channels factored out.
+Also the multi-scale skeleton of RealNVP (Dinh et al. 2017): squeeze, a stack of steps, half of the channels leave.
 """
 
 import math
@@ -66,16 +66,16 @@ class Glow(DensityModel):
             channels //= 2
 
     def statistics(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """log_px (B,), log_pz (B,), log_det (B,) with log_px = log_pz + log_det, latent_norm (B,) = norm of the base."""
+        """log_px = log_pz + log_det, and latent_norm, the norm of the base vector; each (B,)."""
         latents, log_det = self.forward_flow(self.dequantise(x, noise))
-        squared_norm = sum((e.square().sum((1, 2, 3)) for e in latents), torch.zeros_like(log_det))
+        squared_norm = sum((e.square().flatten(1).sum(1) for e in latents), torch.zeros_like(log_det))
         log_det = log_det - self.dimensions * math.log(256)
         log_pz = standard_normal(squared_norm, self.dimensions)
         return {"log_px": log_pz + log_det, "log_pz": log_pz, "log_det": log_det, "latent_norm": squared_norm.sqrt()}
 
     def dequantise(self, x: Tensor, noise: Noise) -> Tensor:
         """uint8 (B, C, H, W) -> (x + u) / 256 - 1/2 as float (B, H, W, C)."""
-        dtype = self.levels[0].prior.mean.dtype  # type: ignore[union-attr]
+        dtype = next(self.parameters()).dtype
         u = noise.uniform(self.shape, "dequantisation").to(dtype)
         return ((x.to(dtype) + u) * (1 / 256) - 0.5).permute(0, 2, 3, 1)
 
@@ -114,13 +114,11 @@ class Glow(DensityModel):
     def latent_shapes(self) -> list[tuple[int, int, int]]:
         """(h, w, c) of the latents that leave at each level."""
         _, height, width = self.shape
-        return [
-            (height >> (i + 1), width >> (i + 1), len(level.prior.mean)) for i, level in enumerate(self._levels())
-        ]
+        return [(height >> (i + 1), width >> (i + 1), len(level.prior.mean)) for i, level in enumerate(self._levels())]
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         """uint8 (n, C, H, W)."""
-        dtype = self.levels[0].prior.mean.dtype  # type: ignore[union-attr]
+        dtype = next(self.parameters()).dtype
         latents = [noise.normal(s, f"latent {i}").to(dtype) for i, s in enumerate(self.latent_shapes())]
         h = self.inverse_flow(latents).permute(0, 3, 1, 2)
         return ((h + 0.5) * 256).floor().clamp(0, 255).to(torch.uint8)
@@ -136,6 +134,6 @@ class Glow(DensityModel):
 
 
 class ConstantVolumeGlow(Glow):
-    """Glow with additive couplings and constant prior scales: log|det| is one number, so log p(z) alone ranks images."""
+    """Glow with additive couplings and constant prior scales: log|det| is constant, so log p(z) alone ranks images."""
 
     scaling = False

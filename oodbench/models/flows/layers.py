@@ -17,7 +17,8 @@ __all__ = ["Coupling", "GaussianPrior", "Mixing", "squeeze", "unsqueeze"]
 def squeeze(h: Tensor) -> Tensor:
     """(B, H, W, C) -> (B, H/2, W/2, 4C): each 2x2 block becomes channels; volume-preserving."""
     b, height, width, c = h.shape
-    h = h.reshape(b, height // 2, 2, width // 2, 2, c).permute(0, 1, 3, 2, 4, 5)
+    # Channels first, or some of the channels only, are made dense at first: two simple copies beat an intricate one.
+    h = h.contiguous().reshape(b, height // 2, 2, width // 2, 2, c).permute(0, 1, 3, 2, 4, 5)
     return h.reshape(b, height // 2, width // 2, 4 * c)
 
 
@@ -65,6 +66,7 @@ class Mixing(nn.Module):
         lower = self.lower.tril(-1) + identity
         upper = self.upper.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
         matrix = self.permutation @ lower @ upper * self.log_scale.exp()
+        matrix = matrix.t().contiguous().t()  # stored by columns: products with many short rows are faster then
         return matrix, matrix @ self.shift, (self.log_scale + self.log_diagonal).sum()
 
     @folded
@@ -84,7 +86,7 @@ class Mixing(nn.Module):
 
 
 class Coupling(nn.Module):
-    """y2 = (x2 + t(x1)) s(x1), s = sigmoid(a(x1) + 2) (Glow), or y2 = x2 + t(x1) without `scaling` (constant volume)."""
+    """y2 = (x2 + t(x1)) s(x1) with s = sigmoid(a(x1) + 2), or y2 = x2 + t(x1) (constant volume) without `scaling`."""
 
     def __init__(self, channels: int, hidden: int, scaling: bool) -> None:
         super().__init__()
@@ -96,31 +98,33 @@ class Coupling(nn.Module):
         self.last = Convolution(hidden, outputs, (3, 3), (1, 1), zero=True)
 
     def network(self, x1: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(t, log s), each (B, H, W, C2) in the dtype of x1; log s is None for constant volume."""
+        """(t, logit of s), each (B, H, W, C2) in the dtype of x1; the logit is None for constant volume."""
+        x = x1.contiguous().permute(0, 3, 1, 2)  # some of the channels are cast slowly where they lie among others
         # In-place: the 128 hidden channels are where memory traffic counts. Autograd of relu needs only its output.
-        hidden = self.second(self.first(x1.permute(0, 3, 1, 2)).relu_()).relu_()
+        hidden = self.second(self.first(x).relu_()).relu_()
         out = self.last(hidden).permute(0, 2, 3, 1).to(x1.dtype)
         if not self.scaling:
             return out, None
         shift, raw = out.chunk(2, -1)
-        return shift, F.logsigmoid(raw + 2.0)
+        return shift, raw + 2.0
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = h[..., : self.kept], h[..., self.kept :]
-        shift, log_scale = self.network(x1)
-        y2 = x2 + shift
-        if log_scale is None:
-            return torch.cat([x1, y2], -1), h.new_zeros(len(h))
-        return torch.cat([x1, y2 * log_scale.exp()], -1), log_scale.sum((1, 2, 3))
+        shift, logit = self.network(x1)
+        if logit is None:
+            return torch.cat([x1, x2 + shift], -1), h.new_zeros(len(h))
+        return torch.cat([x1, (x2 + shift) * logit.sigmoid()], -1), F.logsigmoid(logit).flatten(1).sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
         y1, y2 = z[..., : self.kept], z[..., self.kept :]
-        shift, log_scale = self.network(y1)
-        return torch.cat([y1, (y2 if log_scale is None else y2 * (-log_scale).exp()) - shift], -1)
+        shift, logit = self.network(y1)
+        if logit is not None:
+            y2 = y2 * (-F.logsigmoid(logit)).exp()
+        return torch.cat([y1, y2 - shift], -1)
 
 
 class GaussianPrior(nn.Module):
-    """The density of factored-out channels: N(z; m, exp(v)^2), with m and v given by the kept half, or learned constants.
+    """The density of factored-out channels: N(z; m, exp(v)^2), m and v given by the kept half, or learned constants.
 
     Standardising z belongs to the volume, so that the base distribution of the whole flow is N(0, I). `scaling` False
     leaves v a constant per channel and the volume independent of the image.
@@ -138,8 +142,8 @@ class GaussianPrior(nn.Module):
         if self.condition is None or kept is None:
             return self.mean, self.log_std
         out = self.condition(kept.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).to(kept.dtype)
-        channels = len(self.mean)
-        return self.mean + out[..., :channels], self.log_std + (out[..., channels:] if out.shape[-1] > channels else 0.0)
+        mean, log_std = out.split(len(self.mean), -1) if out.shape[-1] > len(self.mean) else (out, 0.0)
+        return self.mean + mean, self.log_std + log_std
 
     def forward(self, z: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         """(e (B, H, W, C) standardised, log|det de/dz| (B,))."""
