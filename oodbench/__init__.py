@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from oodbench.benchmark import run as run
-    from oodbench.benchmark import score_images as score
     from oodbench.detector import Columns, Detector
     from oodbench.errors import OodbenchError
     from oodbench.models.base import DensityModel, Likelihood
     from oodbench.models.noise import Noise
     from oodbench.pretrained import load_model
     from oodbench.registry import register
+    from oodbench.scoring import score_images as score
 
 __all__ = [
     "Columns",
@@ -35,7 +35,7 @@ _WHERE = {
     "load_model": "oodbench.pretrained:load_model",
     "register": "oodbench.registry:register",
     "run": "oodbench.benchmark:run",
-    "score": "oodbench.benchmark:score_images",
+    "score": "oodbench.scoring:score_images",
 }
 
 

@@ -108,7 +108,6 @@ def run(
     takes the embedded pairs, which need no download.
     """
     from oodbench.benchmark import run_records
-
     from oodbench.report import table as render
 
     records: list[dict[str, Any]] = []
@@ -212,7 +211,7 @@ def score(
 
     Gives a CSV: score, percentile and p-value against the validation images.
     """
-    from oodbench.benchmark import score_images
+    from oodbench.scoring import score_images
 
     scored = score_images(
         images=images,
@@ -291,7 +290,7 @@ def plot(
 
     The pictures land in the folder of the records; their paths are printed.
     """
-    from oodbench.benchmark import plot as draw
+    from oodbench.pictures import plot as draw
 
     pictures = draw(
         in_=in_,

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 import oodbench
-from oodbench.benchmark import plot, run_records, score_images
+from oodbench.benchmark import run_records
 from oodbench.data import load
 from oodbench.detector import Columns, Detector
 from oodbench.errors import OodbenchError
 from oodbench.models.flows.glow import Glow
 from oodbench.models.noise import Noise
+from oodbench.pictures import plot
 from oodbench.pretrained import save_model
 from oodbench.records import read_records
 from oodbench.registry import DETECTORS, register
+from oodbench.scoring import score_images
 from oodbench.training import load_recipe
 
 LIMIT = 60

@@ -36,11 +36,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], d
         return call
 
     replaced: dict[str, dict[str, Any]] = {
-        "benchmark": {
-            "run_records": [RECORD],
-            "score_images": SimpleNamespace(to_csv=lambda index: "image,score\n0,1.5\n"),
-            "plot": [Path("a.png"), Path("b.png")],
-        },
+        "benchmark": {"run_records": [RECORD]},
+        "scoring": {"score_images": SimpleNamespace(to_csv=lambda index: "image,score\n0,1.5\n")},
+        "pictures": {"plot": [Path("a.png"), Path("b.png")]},
         "report": {"table": "the table\n"},
         "records": {"read_records": [RECORD]},
         "training": {"train": SimpleNamespace(entry={"file": "digits/glow.safetensors", "bits_per_dim": 1.5})},

@@ -1,0 +1,76 @@
+"""Scores of a user's own images, held against the validation images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from oodbench.data import load
+from oodbench.engine.device import choose_device
+from oodbench.errors import OodbenchError
+from oodbench.files import check_writable, write_atomically
+from oodbench.plugins import load_plugins
+from oodbench.selection import check_names, contenders
+from oodbench.trial import How, Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["score_images"]
+
+
+def score_images(
+    images: str,
+    model: str,
+    dataset: str,
+    detector: Sequence[str] | None = None,
+    output: Path | None = None,
+    *,
+    data_root: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    limit: int | None = None,
+    plugins: Sequence[Path] = (),
+    weights: Path | None = None,
+) -> "pd.DataFrame":
+    """Scores of a user's images by a model of `dataset`: a row an image and detector, also written to `output` as CSV.
+
+    `percentile` is the share of validation images with a smaller or equal score, in percent; `p_value` is the conformal
+    (1 + #{validation scores >= score}) / (1 + n): small means unlike the in-distribution images.
+    """
+    import pandas as pd
+
+    load_plugins(plugins)
+    if output is not None:
+        check_writable(output.parent)
+    how = How(data_root, seed, device, batch_size, precision, limit, progress=True)
+    check_names([model], detector)
+    choose_device(device)
+    validation, users = load(dataset, "validation", data_root), how.load(images, "test")
+    tables = []
+    for contender in contenders(validation, [model], detector, weights, data_root, device, progress=True):
+        trial = Trial(contender, validation, validation, [users])
+        for _, scored in trial.run(how):
+            for one in (s for s in scored if s.group_size == 1):
+                reference = np.sort(one.score_in)
+                below = np.searchsorted(reference, one.score_out, "left")
+                up_to = np.searchsorted(reference, one.score_out, "right")
+                table = {
+                    "image": users.index,
+                    "model": contender.name,
+                    "detector": one.detector,
+                    "score": one.score_out,
+                    "percentile": 100 * up_to / len(reference),
+                    "p_value": (1 + len(reference) - below) / (1 + len(reference)),
+                }
+                tables.append(pd.DataFrame(table))
+    if not tables:
+        raise OodbenchError("No detector gave scores of single images: name another one with --detector.")
+    result = pd.concat(tables, ignore_index=True)
+    if output is not None:
+        with write_atomically(output) as file:
+            file.write(result.to_csv(index=False).encode())
+    return result
