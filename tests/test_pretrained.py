@@ -33,8 +33,7 @@ def save(folder: Path | None = None, value: float = 0.5, **changed: Any) -> room
     """Saves a small PixelCNN with all weights equal to `value`."""
     entry = {
         "dataset": "toys", "model": "pixelcnn", "role": "model", "preset": "small", "seed": 0, "shape": [1, 4, 4],
-        "recipe": {"steps": 1, "config": CONFIG}, "bits_per_dim": 5.0, "undertrained": False,
-        "data_fingerprint": "0" * 64,
+        "recipe": {"steps": 1, "config": CONFIG}, "data_fingerprint": "0", "undertrained": False,
     }  # fmt: skip
     module = MODELS.get("pixelcnn")((1, 4, 4), **CONFIG)
     for parameter in module.parameters():

@@ -99,7 +99,7 @@ def test_pixelcnnpp_sums_to_one_over_each_pixel_given_those_before():
 
 
 def conditionals(model: DensityModel, x: Tensor) -> Tensor:
-    """log P(byte | before) for all 256 bytes at every position of grey images: (B, H W, 256)."""
+    """log P(byte | before) for all 256 bytes, positions in order: (B, H W C, 256); of pixelcnn++ for grey images."""
     if hasattr(model, "logits"):
         return model.logits(x).log_softmax(-1).reshape(len(x), -1, 256)
     p = model.parameters_of(x).permute(0, 2, 3, 1).flatten(0, 2)
@@ -108,26 +108,30 @@ def conditionals(model: DensityModel, x: Tensor) -> Tensor:
     return logistic_mixture_log_prob(values, p, model.mixtures).reshape(len(x), -1, 256)
 
 
-@pytest.mark.parametrize("name", ["pixelcnn", "pixelcnn++"])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("pixelcnn", (1, 4, 4)), ("pixelcnn", (3, 1, 2)), ("pixelcnn++", (1, 4, 4))]
+)
 @torch.no_grad()
-def test_samples_have_the_entropy_that_their_probabilities_promise(name):
-    """-log P(x) minus the sum of the conditional entropies along x has mean 0 under the model itself."""
-    shape, n = (1, 4, 4), 800
+def test_samples_are_drawn_from_the_conditional_probabilities(name, shape):
+    n = 800
     model = tiny(name, shape, double=True, scale=1.0)
     x = model.sample(n, Noise.of(torch.arange(n), seed=9))
-    log_prob = torch.cat([model.log_prob(part, noise_of(len(part))) for part in x.split(200)])
     table = torch.cat([conditionals(model, part) for part in x.split(200)])
+    byte = x.permute(0, 2, 3, 1).reshape(n, -1, 1).long()
+    log_prob = torch.cat([model.log_prob(part, noise_of(len(part))) for part in x.split(200)])
+    torch.testing.assert_close(log_prob, table.gather(-1, byte).sum((1, 2)), rtol=1e-9, atol=0)
+    # -log P(x) minus the conditional entropies along x has mean 0 under the model itself.
     entropy = -(table.exp() * table).sum((1, 2))
     surprise = -log_prob - entropy
     error = float(surprise.std()) / math.sqrt(n)
     assert error < 0.4
     assert float(surprise.mean()) == pytest.approx(0, abs=4.5 * error)
-    # and every position alone is drawn from its own conditional: its cumulative probability is uniform
-    cumulative = table.exp().cumsum(-1)
-    byte = x.reshape(n, -1, 1).long()
-    middle = cumulative.gather(-1, byte)[..., 0] - 0.5 * table.exp().gather(-1, byte)[..., 0]
-    assert float((middle.mean(0) - 0.5).abs().max()) < 4.5 / math.sqrt(12 * n)
     assert float(entropy.std()) > 1e-3  # what came before matters
+    # Each position's cumulative probability is uniform, and independent of the others'.
+    middle = table.exp().cumsum(-1).gather(-1, byte)[..., 0] - 0.5 * table.exp().gather(-1, byte)[..., 0]
+    assert float((middle.mean(0) - 0.5).abs().max()) < 4.5 / math.sqrt(12 * n)
+    correlations = torch.corrcoef(middle.T) - torch.eye(middle.shape[1])
+    assert float(correlations.abs().max()) < 4.5 / math.sqrt(n)
 
 
 @torch.no_grad()

@@ -127,7 +127,7 @@ def test_saved_and_loaded_again_a_model_says_the_same(name, tmp_path: Path):
     model, x = tiny(name), some_images(3)
     entry = {
         "dataset": "toys", "model": name, "role": "model", "preset": "small", "seed": 0, "shape": list(SHAPE),
-        "recipe": {"config": CONFIGS[name]},
+        "recipe": {"config": CONFIGS[name]}, "data_fingerprint": "0", "undertrained": False,
     }  # fmt: skip
     save_model(model, entry, tmp_path)
     loaded = load_model(name, "toys", weights=tmp_path).module

@@ -161,6 +161,7 @@ def test_a_fresh_mixing_is_a_rotation():
 
 
 @pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
 def test_initialising_gives_every_step_a_centred_input_of_unit_variance(name):
     flow = tiny(name, scale=0.0, double=True)
     for part in flow.modules():
@@ -191,6 +192,7 @@ def test_initialising_touches_nothing_but_the_activation_norms():
 
 
 @pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
 def test_float32_agrees_with_float64(name):
     shape = (3, 16, 16)
     flow = tiny(name, shape, scale=0.0, levels=3, steps=8, hidden=32)
