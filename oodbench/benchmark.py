@@ -10,12 +10,13 @@ import numpy as np
 
 from oodbench.data import safe_name
 from oodbench.engine.device import choose_device
-from oodbench.evaluation import count_nonfinite, evaluate_scores
+from oodbench.errors import OodbenchError
+from oodbench.evaluation import METRICS_VERSION, count_nonfinite, evaluate_scores
 from oodbench.files import check_writable, write_atomically
 from oodbench.models.base import bits_per_dim
 from oodbench.plugins import load_plugins
 from oodbench.provenance import commit, device_name, versions
-from oodbench.records import Record, read_records, write_records
+from oodbench.records import SCHEMA, Record, read_records, write_records
 from oodbench.selection import check_names, contenders, pairs
 from oodbench.trial import How, Scored, Trial
 
@@ -90,6 +91,12 @@ def trials(
         (how.load(name, "test"), how.load(name, "validation"), [how.load(other, "test") for other in others])
         for name, others in pairs(in_, out).items()
     ]
+    for test, validation, _ in sets:
+        if validation.shape != test.shape:
+            raise OodbenchError(
+                f"{test.name} has training images of shape {validation.shape} but test images of shape {test.shape}: "
+                "bring them to one size."
+            )
     for test, validation, outs in sets:
         for contender in contenders(validation, models, detectors, weights, how.data_root, how.device, how.progress):
             yield Trial(contender, validation, test, outs)
@@ -100,7 +107,8 @@ def _record(trial: Trial, out: str, scored: Scored, old: list[Record], how: How)
     model = trial.contender.model
     outside = next(images for images in trial.outs if images.name == out)
     inside_columns, outside_columns = (trial.evaluations[n].columns for n in (trial.test.name, out))
-    scores_hash = hashlib.sha256(scored.score_in.tobytes() + b"|" + scored.score_out.tobytes()).hexdigest()[:16]
+    measured = b"|".join([str(METRICS_VERSION).encode(), scored.score_in.tobytes(), scored.score_out.tobytes()])
+    scores_hash = hashlib.sha256(measured).hexdigest()[:16]
     known = [r for r in old if r["provenance"].get("scores") == scores_hash and r["seed"] == how.seed]
     metrics = known[0]["metrics"] if known else evaluate_scores(scored.score_in, scored.score_out, seed=how.seed)
     bits = {
@@ -109,7 +117,7 @@ def _record(trial: Trial, out: str, scored: Scored, old: list[Record], how: How)
         if "log_px" in columns
     }
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "in": trial.test.name,
         "out": out,
         "model": trial.contender.name,

@@ -6,12 +6,12 @@ import platform
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from oodbench.files import cache_dir
 from oodbench.plugins import load_plugins, loaded
+from oodbench.provenance import installed_version
 from oodbench.registry import DATASETS, DETECTORS, MODELS, STATISTICS
 
 __all__ = ["as_json", "as_text", "catalogue", "installation"]
@@ -94,10 +94,11 @@ def installation(*, data_root: Path | None = None, plugins: Iterable[Path] = ())
             sizes += [path.stat().st_size] if path.is_file() else []
     root = data_root or os.environ.get("OODBENCH_DATA")
     facts = [
-        ("oodbench", f"{_version('oodbench')} in {Path(__file__).resolve().parent}"),
+        ("oodbench", f"{installed_version('oodbench') or 'checkout'} in {Path(__file__).resolve().parent}"),
         ("python", f"{sys.version.split()[0]} on {platform.platform()}"),
         ("torch", f"{torch.__version__} (CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} threads)"),
-        *((name, _version(name)) for name in ("torchvision", "numpy", "pandas", "scikit-learn", "pillow")),
+        *((name, installed_version(name) or "not installed")
+          for name in ("torchvision", "numpy", "pandas", "scikit-learn", "pillow")),
         ("devices", ", ".join(["cpu", *(f"cuda:{number} ({name})" for number, name in enumerate(gpus))])),
         ("cache", f"{cache_dir()} ({sum(sizes) / 2**20:,.1f} MB in {len(sizes)} files)"),
         ("data root", str(root or "none (--data-root or OODBENCH_DATA)")),
@@ -112,13 +113,6 @@ def installation(*, data_root: Path | None = None, plugins: Iterable[Path] = ())
 
 def _names(names: Iterable[tuple[Any, str]]) -> str:
     return ", ".join(f"{registry.kind} {name}" for registry, name in names) or "registers nothing"
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def as_json(rows: list[Row]) -> str:

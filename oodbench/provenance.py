@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["commit", "device_name", "versions"]
+__all__ = ["commit", "device_name", "installed_version", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -16,11 +16,19 @@ def versions() -> dict[str, str]:
     import torch
 
     return {
-        "oodbench": metadata.version("oodbench") if _installed() else "checkout",
+        "oodbench": installed_version("oodbench") or "checkout",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
     }
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 @functools.cache
@@ -53,11 +61,3 @@ def device_name(device: str) -> str:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def _installed() -> bool:
-    try:
-        metadata.version("oodbench")
-    except metadata.PackageNotFoundError:
-        return False
-    return True

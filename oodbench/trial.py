@@ -52,11 +52,6 @@ class Trial:
     """One model (or none) on one in-distribution set and all that is held against it."""
 
     def __init__(self, contender: Contender, validation: Images, test: Images, outs: list[Images]) -> None:
-        if validation.shape != test.shape:
-            raise OodbenchError(
-                f"{test.name} has training images of shape {validation.shape} but test images of shape {test.shape}: "
-                "bring them to one size."
-            )
         self.contender, self.validation, self.test, self.outs = contender, validation, test, outs
         self.domain: Domain = in_domain(test)
         if contender.model and contender.model.module.shape != self.domain.shape:

@@ -141,6 +141,17 @@ def test_a_rerun_computes_nothing_twice(run, tmp_path: Path, monkeypatch: pytest
     assert len(read_records(tmp_path / "results")) == len(first)
 
 
+def test_metrics_of_an_earlier_version_are_computed_anew(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"detectors": "total_variation", "out": "glyphs8", "results": tmp_path / "results"}
+    right = run(**asked)[0]["metrics"]
+    wrong = {name: {"value": 0.0, "low": 0.0, "high": 0.0} for name in right}
+    with monkeypatch.context() as patch:
+        patch.setattr("oodbench.benchmark.METRICS_VERSION", 0)
+        patch.setattr("oodbench.benchmark.evaluate_scores", lambda *scores, seed: wrong)
+        assert run(**asked)[0]["metrics"] == wrong
+    assert run(**asked)[0]["metrics"] == right
+
+
 def test_all_detectors_cost_the_passes_of_one(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = []
     statistics = Glow.statistics
@@ -228,6 +239,18 @@ def test_wrong_input_is_told_in_one_sentence(run, changed, words: str, monkeypat
     monkeypatch.setattr(Glow, "statistics", None)  # and nothing was computed before
     with pytest.raises(OodbenchError, match=words):
         run(**changed)
+
+
+def test_train_and_test_images_of_two_sizes_are_told_before_a_model_is_trained(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split, n, side in (("train", 100, 8), ("test", 5, 9)):
+        images = np.random.default_rng(0).integers(0, 256, (n, side, side), np.uint8)
+        (tmp_path / "sizes").mkdir(exist_ok=True)
+        np.savez(tmp_path / "sizes" / f"{split}.npz", images=images)
+    monkeypatch.setattr("oodbench.training.train", None)
+    with pytest.raises(OodbenchError, match="bring them to one size"):
+        run(in_=f"npz:{tmp_path / 'sizes'}", out="glyphs8", models="glow", weights=None)
 
 
 def test_a_background_that_is_missing_is_told_with_the_command(tmp_path: Path, run) -> None:

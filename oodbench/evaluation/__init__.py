@@ -3,12 +3,13 @@
 from oodbench.evaluation.auroc import auroc, delong_interval, delong_variance
 from oodbench.evaluation.average_precision import aupr_in, aupr_out
 from oodbench.evaluation.bootstrap import bootstrap_intervals
-from oodbench.evaluation.evaluate import METRICS, evaluate_scores
+from oodbench.evaluation.evaluate import METRICS, METRICS_VERSION, evaluate_scores
 from oodbench.evaluation.fpr95 import fpr95
 from oodbench.evaluation.levels import Levels, count_nonfinite
 
 __all__ = [
     "METRICS",
+    "METRICS_VERSION",
     "Levels",
     "aupr_in",
     "aupr_out",

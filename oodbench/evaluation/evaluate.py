@@ -11,10 +11,13 @@ from oodbench.evaluation.bootstrap import bootstrap_intervals
 from oodbench.evaluation.fpr95 import fpr95
 from oodbench.evaluation.levels import Levels
 
-__all__ = ["METRICS", "evaluate_scores"]
+__all__ = ["METRICS", "METRICS_VERSION", "evaluate_scores"]
 
 METRICS = {"auroc": "AUROC", "aupr_in": "AUPR-in", "aupr_out": "AUPR-out", "fpr95": "FPR95"}
 """The keys of a record's metrics, and how they are written."""
+
+METRICS_VERSION = 1
+"""Raised when the same scores come to give other metrics: those in earlier records are not taken over then."""
 
 _BOOTSTRAPPED: dict[str, Callable[[Levels], np.ndarray]] = {"aupr_in": aupr_in, "aupr_out": aupr_out, "fpr95": fpr95}
 
