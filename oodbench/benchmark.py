@@ -18,7 +18,7 @@ from oodbench.plugins import load_plugins
 from oodbench.provenance import commit, device_name, versions
 from oodbench.records import SCHEMA, Record, read_records, write_records
 from oodbench.selection import check_names, contenders, pairs
-from oodbench.trial import How, Scored, Trial
+from oodbench.trial import How, Scored, Trial, measure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,14 +64,13 @@ def run_records(
     old = read_records(results) if results else []
     how = How(data_root, seed, device, batch_size, precision, limit, progress)
     records: list[Record] = []
-    for trial in list(trials(in_, out, models, detectors, weights, how)):
-        for name, scored in trial.run(how):
-            made = [_record(trial, name, one, old, how) for one in scored]
-            records += made
-            if results and made:
-                write_records(results, made)
-            if scores:
-                _write_scores(trial, scores, name, scored)
+    for trial, name, scored in measure(list(trials(in_, out, models, detectors, weights, how)), how):
+        made = [_record(trial, name, one, old, how) for one in scored]
+        records += made
+        if results and made:
+            write_records(results, made)
+        if scores:
+            _write_scores(trial, scores, name, scored)
     return records
 
 

@@ -1,7 +1,15 @@
-"""The one error that a user is meant to read."""
+"""The errors that a user is meant to read."""
 
-__all__ = ["OodbenchError"]
+__all__ = ["OodbenchError", "StatisticError"]
 
 
 class OodbenchError(Exception):
     """Says in one sentence what is wrong and what to do; the command line prints it and exits with code 2."""
+
+
+class StatisticError(OodbenchError):
+    """A plugin's statistic failed: only the detectors that read it cannot go on."""
+
+    def __init__(self, statistic: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.statistic = statistic

@@ -9,7 +9,7 @@ from oodbench.data import safe_name
 from oodbench.files import check_writable
 from oodbench.models.base import bits_per_dim
 from oodbench.plugins import load_plugins
-from oodbench.trial import How
+from oodbench.trial import How, measure
 
 __all__ = ["plot"]
 
@@ -37,17 +37,16 @@ def plot(
     check_writable(results)
     how = How(data_root, seed, device, batch_size, precision, limit, progress=True)
     pictures = []
-    for trial in list(trials(in_, out, models, detectors, weights, how)):
+    for trial, other, scored in measure(list(trials(in_, out, models, detectors, weights, how)), how):
         name = trial.contender.name
-        for other, scored in trial.run(how):
-            stem = results / safe_name(trial.test.name) / name / safe_name(other)
-            title = f"{name if trial.contender.model else 'model-free controls'}, {trial.test.name} against {other}"
-            sides = {n: trial.evaluations[n].columns for n in (trial.test.name, other)}
-            if all("log_px" in columns for columns in sides.values()):
-                pictures.append(stem.with_name(f"{stem.name}-bits.png"))
-                bits = {n: bits_per_dim(columns["log_px"], columns.dimensions) for n, columns in sides.items()}
-                histograms(pictures[-1], bits, title=title)
-            curves = {one.detector: (one.score_in, one.score_out) for one in scored if one.group_size == 1}
-            pictures.append(stem.with_name(f"{stem.name}-roc.png"))
-            roc_curves(pictures[-1], curves, title=title)
+        stem = results / safe_name(trial.test.name) / name / safe_name(other)
+        title = f"{name if trial.contender.model else 'model-free controls'}, {trial.test.name} against {other}"
+        sides = {n: trial.evaluations[n].columns for n in (trial.test.name, other)}
+        if all("log_px" in columns for columns in sides.values()):
+            pictures.append(stem.with_name(f"{stem.name}-bits.png"))
+            bits = {n: bits_per_dim(columns["log_px"], columns.dimensions) for n, columns in sides.items()}
+            histograms(pictures[-1], bits, title=title)
+        curves = {one.detector: (one.score_in, one.score_out) for one in scored if one.group_size == 1}
+        pictures.append(stem.with_name(f"{stem.name}-roc.png"))
+        roc_curves(pictures[-1], curves, title=title)
     return pictures

@@ -12,7 +12,7 @@ from oodbench.errors import OodbenchError
 from oodbench.files import check_writable, write_atomically
 from oodbench.plugins import load_plugins
 from oodbench.selection import check_names, contenders
-from oodbench.trial import How, Trial
+from oodbench.trial import How, Trial, measure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,22 +51,22 @@ def score_images(
     choose_device(device)
     validation, users = load(dataset, "validation", data_root), how.load(images, "test")
     tables = []
-    for contender in contenders(validation, [model], detector, weights, data_root, device, progress=True):
-        trial = Trial(contender, validation, validation, [users])
-        for _, scored in trial.run(how):
-            for one in (s for s in scored if s.group_size == 1):
-                reference = np.sort(one.score_in)
-                below = np.searchsorted(reference, one.score_out, "left")
-                up_to = np.searchsorted(reference, one.score_out, "right")
-                table = {
-                    "image": users.index,
-                    "model": contender.name,
-                    "detector": one.detector,
-                    "score": one.score_out,
-                    "percentile": 100 * up_to / len(reference),
-                    "p_value": (1 + len(reference) - below) / (1 + len(reference)),
-                }
-                tables.append(pd.DataFrame(table))
+    found = contenders(validation, [model], detector, weights, data_root, device, progress=True)
+    trials = [Trial(contender, validation, validation, [users]) for contender in found]
+    for trial, _, scored in measure(trials, how):
+        for one in (s for s in scored if s.group_size == 1):
+            reference = np.sort(one.score_in)
+            below = np.searchsorted(reference, one.score_out, "left")
+            up_to = np.searchsorted(reference, one.score_out, "right")
+            table = {
+                "image": users.index,
+                "model": trial.contender.name,
+                "detector": one.detector,
+                "score": one.score_out,
+                "percentile": 100 * up_to / len(reference),
+                "p_value": (1 + len(reference) - below) / (1 + len(reference)),
+            }
+            tables.append(pd.DataFrame(table))
     if not tables:
         raise OodbenchError("No detector gave scores of single images: name another one with --detector.")
     result = pd.concat(tables, ignore_index=True)

@@ -1,7 +1,7 @@
 """One model on one in-distribution set: images -> statistics -> detectors, every statistic computed once."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +12,11 @@ import numpy as np
 from oodbench.data import Domain, Images, adaptation, in_domain, load
 from oodbench.detector import Columns, Detector
 from oodbench.engine import Evaluation, evaluate
-from oodbench.errors import OodbenchError
+from oodbench.errors import OodbenchError, StatisticError
 from oodbench.registry import DETECTORS
 from oodbench.selection import BACKGROUND, Contender
 
-__all__ = ["How", "Scored", "Trial"]
+__all__ = ["How", "Scored", "Trial", "measure"]
 
 PRECISION_IMAGES = 128  # on which the error of bfloat16 networks is measured
 
@@ -53,6 +53,7 @@ class Trial:
 
     def __init__(self, contender: Contender, validation: Images, test: Images, outs: list[Images]) -> None:
         self.contender, self.validation, self.test, self.outs = contender, validation, test, outs
+        self.detectors = contender.detectors  # less those whose statistic fails
         self.domain: Domain = in_domain(test)
         if contender.model and contender.model.module.shape != self.domain.shape:
             raise OodbenchError(
@@ -64,12 +65,15 @@ class Trial:
         self.bfloat16_error: dict[str, float] | None = None
 
     def run(self, how: How) -> Iterator[tuple[str, list[Scored]]]:
-        """(out-of-distribution set, scores of all detectors) after another; statistics of a set are computed once."""
+        """(out-of-distribution set, scores of all detectors) after another; statistics of a set are computed once.
+
+        Raises `StatisticError` when plugins' statistics failed so that no detector is left.
+        """
         validation = self.evaluate(self.validation, how)
         if how.precision == "bfloat16" and self.contender.model:
             self.bfloat16_error = self.measure_bfloat16(how)
         fitted: dict[str, Detector] = {}
-        for name in self.contender.detectors:
+        for name in self.detectors:
             with _skipping(name):
                 detector = DETECTORS.get(name)()
                 detector.fit(validation.columns)
@@ -78,8 +82,9 @@ class Trial:
         for images in self.outs:
             outside = self.evaluations[images.name] = self.evaluate(images, how)
             scored = []
-            for name, detector in fitted.items():
+            for name in (name for name in fitted if name in self.detectors):
                 with _skipping(name):
+                    detector = fitted[name]
                     for size in detector.group_sizes:
                         sides = [_score(name, detector, one.columns, size, how.seed) for one in (inside, outside)]
                         if all(len(side) for side in sides):
@@ -87,8 +92,20 @@ class Trial:
             yield images.name, scored
 
     def evaluate(self, images: Images, how: How) -> Evaluation:
-        """All columns that the detectors need, those of the companion model too."""
-        needs = sorted({need for name in self.contender.detectors for need in DETECTORS.get(name).needs})
+        """All columns that the detectors need; one whose statistic fails is named on stderr, and needs no more."""
+        while True:
+            try:
+                return self._columns(images, how)
+            except StatisticError as error:
+                readers = [name for name in self.detectors if error.statistic in _statistics(name)]
+                self.detectors = tuple(name for name in self.detectors if name not in readers)
+                _tell_skipped(", ".join(map(repr, readers)), error)
+                if not self.detectors:
+                    raise
+
+    def _columns(self, images: Images, how: How) -> Evaluation:
+        """The columns of the model and those of its companion."""
+        needs = sorted({need for name in self.detectors for need in DETECTORS.get(name).needs})
         if self.contender.model and "log_px" in self.contender.model.module.columns:
             needs = sorted({"log_px", *needs})  # bits/dim stand in every record
         common: dict[str, Any] = {
@@ -119,6 +136,22 @@ class Trial:
         return {"mean_nats": float(error.mean()), "max_nats": float(error.max()), "n": len(few)}
 
 
+def measure(trials: Iterable[Trial], how: How) -> Iterator[tuple[Trial, str, list[Scored]]]:
+    """What `Trial.run` gives, of one trial after the other; `StatisticError` at the end if every one raised it."""
+    faults: list[StatisticError | None] = []
+    for trial in trials:
+        fault = None
+        try:
+            for out, scored in trial.run(how):
+                yield trial, out, scored
+        except StatisticError as error:
+            fault = error
+        faults.append(fault)
+    first = next(iter(faults), None)
+    if first is not None and all(faults):
+        raise first
+
+
 @contextmanager
 def _skipping(name: str) -> Iterator[None]:
     """Names a detector that cannot go on, on stderr, and lets the others live; a bug of our own is not hidden."""
@@ -128,8 +161,17 @@ def _skipping(name: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OodbenchError) and origin == "oodbench":
             raise
-        what = str(error) if isinstance(error, OodbenchError) else f"{type(error).__name__}: {error}"
-        print(f"oodbench: skipped the detector {name!r} (from {origin}): {' '.join(what.split())}", file=sys.stderr)
+        _tell_skipped(f"{name!r} (from {origin})", error)
+
+
+def _tell_skipped(who: str, error: Exception) -> None:
+    what = str(error) if isinstance(error, OodbenchError) else f"{type(error).__name__}: {error}"
+    print(f"oodbench: skipped the detector {who}: {' '.join(what.split())}", file=sys.stderr)
+
+
+def _statistics(detector: str) -> set[str]:
+    """What a detector reads, of the model or of its companion."""
+    return {need.removesuffix(BACKGROUND) for need in DETECTORS.get(detector).needs}
 
 
 def _score(name: str, detector: Detector, columns: Columns, size: int, seed: int) -> np.ndarray:

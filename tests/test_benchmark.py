@@ -18,7 +18,7 @@ from oodbench.models.noise import Noise
 from oodbench.pictures import plot
 from oodbench.pretrained import save_model
 from oodbench.records import read_records
-from oodbench.registry import DETECTORS, register
+from oodbench.registry import DETECTORS, STATISTICS, register
 from oodbench.scoring import score_images
 from oodbench.training import load_recipe
 
@@ -290,6 +290,42 @@ def test_a_detector_that_fails_is_named_and_skipped(run, capsys: pytest.CaptureF
         DETECTORS.remove("breaks")
     assert [r["detector"] for r in records] == ["likelihood"]
     assert "skipped the detector 'breaks' (from breaks.py)" in capsys.readouterr().err
+
+
+@pytest.fixture
+def broken_statistic():
+    """A plugin's statistic that fails, and a detector that reads it."""
+
+    @register.statistic("torn", needs_model=False)
+    def torn(model, x, noise):
+        raise KeyError("what it needs")
+
+    @register.detector("reads_torn")
+    class ReadsTorn(Detector):
+        needs = ("log_px", "torn")
+
+        def score(self, columns: Columns) -> np.ndarray:
+            return columns["torn"]
+
+    STATISTICS._entries["torn"].origin = DETECTORS._entries["reads_torn"].origin = "torn.py"
+    yield
+    STATISTICS.remove("torn")
+    DETECTORS.remove("reads_torn")
+
+
+def test_a_statistic_that_fails_costs_only_its_readers(
+    run, broken_statistic: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = run(detectors=["reads_torn", "likelihood", "total_variation"], out="glyphs8")
+    assert {r["detector"] for r in records} == {"likelihood", "total_variation"}
+    told = [line for line in capsys.readouterr().err.splitlines() if "torn" in line]
+    assert len(told) == 1
+    assert "skipped the detector 'reads_torn': The statistic 'torn' of torn.py failed (KeyError" in told[0]
+
+
+def test_a_statistic_that_every_detector_reads_is_an_error(run, broken_statistic: None) -> None:
+    with pytest.raises(OodbenchError, match=r"'torn' of torn\.py failed"):
+        run(detectors="reads_torn", out="glyphs8")
 
 
 def test_a_name_given_twice_counts_once(run) -> None:

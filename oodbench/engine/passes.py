@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from oodbench.engine.device import is_out_of_memory
-from oodbench.errors import OodbenchError
+from oodbench.errors import OodbenchError, StatisticError
 from oodbench.models.noise import Noise
 from oodbench.registry import STATISTICS
 
@@ -28,9 +28,28 @@ class Pass:
     facts: Mapping[str, Any]  # the part of the cache key that says what is computed
     needs_model: bool = True  # False: it runs on the CPU, whatever the device
     cached: bool = True
+    plugin: str | None = None  # whose statistic it is, where it is not our own
 
     def compute(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """`columns`, each (B, ...), of uint8 images (B, C, H, W); wrong shapes and names are an `OodbenchError`."""
+        """`columns`, each (B, ...), of uint8 images (B, C, H, W); wrong shapes and names are an `OodbenchError`.
+
+        Whatever goes wrong in a plugin's statistic, but for too little memory, is a `StatisticError` with its name.
+        """
+        try:
+            return self._compute(x, noise)
+        except Exception as error:
+            if self.plugin is None or is_out_of_memory(error):
+                raise
+            (name,) = self.columns
+            sentence = (
+                str(error)
+                if isinstance(error, OodbenchError)
+                else f"The statistic {name!r} of {self.plugin} failed ({type(error).__name__}: {error}): mend it, or "
+                "leave out the plugin."
+            )
+            raise StatisticError(name, sentence) from error
+
+    def _compute(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
         outputs = self.function(x, noise)
         missing = [name for name in self.columns if name not in outputs]
         if missing:
@@ -77,20 +96,13 @@ def _registered(name: str, model: "TrainedModel | None", forward: Sequence[str],
     module = model.module if model is not None and statistic.needs_model else None
 
     def function(x: Tensor, noise: Noise) -> dict[str, Any]:
-        try:
-            return {name: statistic.function(module, x, noise)}
-        except Exception as error:
-            origin = STATISTICS.origin_of(name)
-            if origin == "oodbench" or isinstance(error, OodbenchError) or is_out_of_memory(error):
-                raise
-            raise OodbenchError(
-                f"The statistic {name!r} of {origin} failed ({type(error).__name__}: {error}): mend it, or leave out "
-                "the plugin."
-            ) from error
+        return {name: statistic.function(module, x, noise)}
 
     own = {"statistic": name, "version": statistic.version, "parameters": dict(statistic.parameters)}
     facts = {**own, **facts} if statistic.needs_model else own
-    return Pass((name,), function, facts, statistic.needs_model, statistic.cached)
+    origin = STATISTICS.origin_of(name)
+    plugin = None if origin == "oodbench" else origin
+    return Pass((name,), function, facts, statistic.needs_model, statistic.cached, plugin)
 
 
 def _unknown(name: str, model: "TrainedModel | None", forward: Sequence[str]) -> str:
