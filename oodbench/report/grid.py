@@ -225,4 +225,6 @@ def _model_order(key: tuple[str, str, str]) -> tuple[int, tuple[str, str, str]]:
 
 
 def _bits(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if abs(value) < 1e4 else f"{value:.1e}"  # white noise can lie that far from a flow's images
