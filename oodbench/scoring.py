@@ -38,7 +38,8 @@ def score_images(
 ) -> "pd.DataFrame":
     """Scores of a user's images by a model of `dataset`: a row an image and detector, also written to `output` as CSV.
 
-    `percentile` is the share of validation images with a smaller or equal score, in percent; `p_value` is the conformal
+    `image` is the file of a folder's image, as a path in it, else the image's index. `percentile` is the share of
+    validation images with a smaller or equal score, in percent; `p_value` is the conformal
     (1 + #{validation scores >= score}) / (1 + n): small means unlike the in-distribution images.
     """
     import pandas as pd
@@ -59,7 +60,7 @@ def score_images(
             below = np.searchsorted(reference, one.score_out, "left")
             up_to = np.searchsorted(reference, one.score_out, "right")
             table = {
-                "image": users.index,
+                "image": users.index if users.names is None else users.names,
                 "model": trial.contender.name,
                 "detector": one.detector,
                 "score": one.score_out,

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import oodbench
 from oodbench.benchmark import run_records
@@ -199,6 +200,14 @@ def test_the_users_images_get_conformal_p_values(run, weights: Path, tmp_path: P
     below = np.round((1 - table["p_value"]) * (n + 1)) / n
     assert (table["percentile"] / 100 >= below - 1e-9).all()
     assert (table.sort_values("score")["p_value"].diff().dropna() <= 1e-12).all()
+
+
+def test_the_users_files_are_told_by_name(run, weights: Path, tmp_path: Path) -> None:
+    for name, grey in (("dark/night.png", 0), ("bright.png", 255)):
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), grey).save(tmp_path / "own" / name)
+    table = score_images(f"folder:{tmp_path / 'own'}", "glow", "digits", ["likelihood"], weights=weights)
+    assert table["image"].tolist() == ["bright.png", "dark/night.png"]
 
 
 def test_pictures_are_drawn_beside_the_records(run, weights: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ class Images:
     index: np.ndarray  # int64 (N,), position in the official set: what an image's noise depends on
     fingerprint: str  # sha256 of the full prepared set these come from, the same for every subset
     rows: np.ndarray  # int64 (N,), row in that full prepared set: what cached columns are keyed on
+    names: np.ndarray | None = None  # str (N,), the files of a folder, as paths in it
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -42,6 +43,7 @@ class Images:
             labels=None if self.labels is None else self.labels[positions],
             index=self.index[positions],
             rows=self.rows[positions],
+            names=None if self.names is None else self.names[positions],
         )
 
     def limit(self, n: int, seed: int = 0) -> "Images":

@@ -5,6 +5,8 @@ split as a whole, because nothing tells which of its images a model may learn fr
 """
 
 import hashlib
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +73,10 @@ def _folder(name: str, path: Path, part: str) -> Prepared:
     listing = hashlib.sha256()
     for file in files:
         listing.update(repr((file.relative_to(path).as_posix(), *list(stamp_of(file).values())[1:])).encode())
-    return prepared(f"folder:{path}", part, {"listing": listing.hexdigest()}, lambda: _read_files(files), str(path))
+    stamp = {"listing": listing.hexdigest(), "named": True}
+    # A file's name may be any bytes, a table's text may not.
+    names = [os.fsencode(file.relative_to(path).as_posix()).decode("utf-8", "backslashreplace") for file in files]
+    return prepared(f"folder:{path}", part, stamp, lambda: replace(_read_files(files), names=names), str(path))
 
 
 def _hidden(path: Path) -> bool:

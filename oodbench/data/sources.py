@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ def load(name: str, split: str, data_root: Path | None = None) -> Images:
         index=full.index[start:stop],
         fingerprint=full.fingerprint,
         rows=np.arange(start, stop),
+        names=None if full.names is None else full.names[start:stop],
     )
 
 
@@ -68,7 +70,7 @@ def _prepared(name: str, part: str, root: Path | None) -> Prepared:
     full = _source(base, part, root)
     if not perturbations:
         return full
-    return prepared(
+    copy = prepared(
         f"{name}:{full.fingerprint[:16]}",
         part,
         {"of": full.fingerprint, "validation_from": full.validation_from, "version": VERSION},
@@ -81,6 +83,7 @@ def _prepared(name: str, part: str, root: Path | None) -> Prepared:
         ),
         name,
     )
+    return replace(copy, names=full.names)  # files may be renamed while their pixels, and so the copy, stay
 
 
 def _split_perturbations(name: str, root: Path | None) -> tuple[str, list[str]]:

@@ -28,6 +28,7 @@ class RawImages:
     labels: np.ndarray | None = None  # integers (N,)
     index: np.ndarray | None = None  # integers (N,); None: 0 ... N - 1
     held_out: np.ndarray | None = None  # bool (N,), for a train split whose validation part is not told by bytes
+    names: list[str] | None = None  # one an image, such as its file's
 
     def checked(self, what: str) -> "RawImages":
         """The same as contiguous uint8 and int64; raises `OodbenchError`, speaking of `what`, if it cannot be."""
@@ -43,7 +44,7 @@ class RawImages:
         index = np.arange(n) if self.index is None else _integers(self.index, n, f"the index of {what}")
         if index.min() < 0 or index.max() >= 2**32:
             raise OodbenchError(f"The index of {what} must lie between 0 and 2^32 - 1.")
-        return RawImages(np.ascontiguousarray(pixels), labels, index, self.held_out)
+        return RawImages(np.ascontiguousarray(pixels), labels, index, self.held_out, self.names)
 
 
 def _integers(values: np.ndarray, n: int, what: str) -> np.ndarray:
@@ -62,6 +63,7 @@ class Prepared:
     index: np.ndarray  # int64 (N,)
     fingerprint: str
     validation_from: int
+    names: np.ndarray | None = None  # str (N,)
 
 
 def prepared(key: str, part: str, stamp: Mapping[str, Any], build: Callable[[], RawImages], what: str) -> Prepared:
@@ -79,7 +81,8 @@ def prepared(key: str, part: str, stamp: Mapping[str, Any], build: Callable[[], 
         np.load(folder / f"{name}.npy") if name in about["files"] else None for name in ("labels", "index")
     )
     pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-    return Prepared(pixels, labels, np.asarray(index), about["fingerprint"], about["validation_from"])
+    names = np.array(about["names"]) if "names" in about else None
+    return Prepared(pixels, labels, np.asarray(index), about["fingerprint"], about["validation_from"], names)
 
 
 def fingerprint(pixels: np.ndarray, index: np.ndarray) -> str:
@@ -111,6 +114,8 @@ def _store(folder: Path, part: str, stamp: dict[str, Any], raw: RawImages) -> di
         "validation_from": int(len(away) - away.sum()),
         "files": {name: _write_array(folder / f"{name}.npy", array) for name, array in arrays.items()},
     }
+    if raw.names is not None:
+        about["names"] = [raw.names[row] for row in order]
     _write_about(folder, about)
     return about
 

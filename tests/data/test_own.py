@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 
 import numpy as np
@@ -32,6 +33,33 @@ def test_a_folder_is_read_in_sorted_order(tmp_path):
     assert images.name == f"folder:{tmp_path / 'x'}"
     assert images.labels is None
     assert images.index.tolist() == [0, 1, 2]
+
+
+def test_every_image_of_a_folder_keeps_its_file_name(tmp_path):
+    folder = tmp_path / "x"
+    for name in ("b/1.png", "a.png", "c.bmp", os.fsdecode(b"caf\xe9.png")):
+        save(folder / name)
+    names = ["a.png", "b/1.png", "c.bmp", r"caf\xe9.png"]
+    for name in (f"folder:{folder}", f"folder:{folder}", f"folder:{folder}+invert"):  # prepared, found, perturbed
+        images = load(name, "test")
+        assert images.names.tolist() == names
+        assert images.take(np.array([2, 0])).names.tolist() == ["c.bmp", "a.png"]
+    (folder / "a.png").rename(folder / "again.png")
+    assert load(f"folder:{folder}+invert", "test").names.tolist() == ["again.png", *names[1:]]
+
+
+def test_training_images_keep_their_names_when_the_validation_part_is_moved(tmp_path):
+    arrays = {f"{i:03}.png": save(tmp_path / "x" / "train" / f"{i:03}.png") for i in range(60)}
+    save(tmp_path / "x" / "test" / "one.png")
+    for split in ("train", "validation"):
+        images = load(f"folder:{tmp_path / 'x'}", split)
+        for name, pixels in zip(images.names, images.pixels, strict=True):
+            assert np.array_equal(pixels, arrays[name].transpose(2, 0, 1))
+
+
+def test_images_of_an_array_have_no_names(tmp_path):
+    np.savez(tmp_path / "x.npz", images=RNG.integers(0, 256, (3, 4, 5), np.uint8))
+    assert load(f"npz:{tmp_path / 'x.npz'}", "test").names is None
 
 
 def test_grey_images_stay_grey_until_one_has_colours(tmp_path):
