@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 
 import oodbench
 from oodbench.training import Recipe, train
@@ -127,12 +128,39 @@ def test_a_run_killed_by_the_system_ends_with_the_same_weights(tmp_path, cache, 
     assert resumed.weights == whole.weights
 
 
-def test_a_checkpoint_that_cannot_be_read_starts_the_run_anew(tmp_path, cache, checkpoint_every_step, monkeypatch):
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def change_the_step(path: Path) -> None:
+    data = path.read_bytes()
+    assert data.count(b'\\"step\\": 5') == 1
+    path.write_bytes(data.replace(b'\\"step\\": 5', b'\\"step\\": 4'))
+
+
+def drop_metadata(path: Path) -> None:
+    path.write_bytes(save(load_file(path)))
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, change_the_step, drop_metadata])
+def test_a_damaged_checkpoint_is_told_and_the_run_starts_anew(
+    damage, tmp_path, cache, checkpoint_every_step, monkeypatch, capsys
+):
     whole = run("vae", tmp_path / "whole")
     run_until(5, "vae", tmp_path / "again", monkeypatch)
     (checkpoint,) = (cache / "checkpoints").iterdir()
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    damage(checkpoint)
+    capsys.readouterr()
     assert run("vae", tmp_path / "again").weights == whole.weights
+    error = capsys.readouterr().err
+    assert error.count(f"cannot continue from {checkpoint}") == 1
+    assert "continuing at step" not in error
 
 
 def test_a_checkpoint_is_continued_by_its_own_run_only(tmp_path, cache, checkpoint_every_step, monkeypatch, capsys):

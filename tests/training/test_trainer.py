@@ -63,8 +63,8 @@ def test_weight_decay_is_decoupled_from_the_gradient():
 
 
 def test_the_weights_that_are_kept_are_an_exponential_average_that_starts_quickly():
-    trained = run(steps=40, ema=0.8)
-    path, average, averages = adamw([1.0] * 40, rates(40, 5, 0.01)), 0.0, []
+    trained = run(steps=40, ema=0.8, config={"start": 3.0})
+    path, average, averages = 3.0 + adamw([1.0] * 40, rates(40, 5, 0.01)), 3.0, []
     for step in range(40):
         keep = min(0.8, (1 + step) / (10 + step))
         average = keep * average + (1 - keep) * path[step + 1]
@@ -128,6 +128,7 @@ def test_mutation_replaces_its_share_of_pixel_values_by_uniform_ones(rate):
     assert changed.mean() == pytest.approx(share, abs=4.5 * error)
     black = original == 0
     values = np.bincount(mutated[black & changed], minlength=256)[1:]
+    assert values.min() > 0  # 255 as well
     chi_square = ((values - values.mean()) ** 2 / values.mean()).sum()
     assert abs(chi_square - 254) < 4.5 * math.sqrt(2 * 254)
     # An image is mutated anew in every epoch, and never in validation.

@@ -23,7 +23,8 @@ class Slope(DensityModel):
 
     def __init__(self, shape: tuple[int, int, int], start: float = 0.0) -> None:
         super().__init__(shape)
-        self.weight = nn.Parameter(torch.tensor([start], dtype=torch.float64))
+        self.start = start
+        self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
     def loss(self, x: Tensor, noise: Noise) -> Tensor:
         gradient = self.gradients[len(self.seen)] if self.gradients else 1.0
@@ -34,8 +35,10 @@ class Slope(DensityModel):
         self.validated.append((x.clone(), noise))
         return (-self.dimensions * math.log(2) * (8 + self.weight)).expand(len(x)).float()
 
+    @torch.no_grad()
     def initialise(self, x: Tensor, noise: Noise) -> None:
         self.initialised.append(x.clone())
+        self.weight.fill_(self.start)
 
 
 def forget() -> None:
