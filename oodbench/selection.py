@@ -1,5 +1,6 @@
 """What a run is about: which pairs, which models with which weights, which detectors apply to them."""
 
+import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,11 +61,33 @@ def pairs(in_: Sequence[str] | None, out: Sequence[str] | None) -> dict[str, lis
 
 
 def check_names(models: Sequence[str] | None, detectors: Sequence[str] | None) -> None:
-    """Raises `OodbenchError` for a model or detector that nobody registered."""
+    """Raises `OodbenchError` for a model or detector that nobody registered, or a named detector that cannot exist.
+
+    A plugin's detector that was not named but reads what nothing computes is told on stderr: it applies nowhere.
+    """
     for name in models or ():
         MODELS.get(name)
-    for name in detectors or ():
-        DETECTORS.get(name)
+    for name in detectors or DETECTORS:
+        fault = _typo(name)
+        if fault and detectors:
+            raise OodbenchError(fault)
+        if fault:
+            print(f"oodbench: {fault}", file=sys.stderr)
+
+
+def _typo(name: str) -> str | None:
+    """A sentence on a detector's need that is neither a statistic nor a column of any registered model."""
+    suspects = [need for need in _detector(name).needs if need.removesuffix(BACKGROUND) not in STATISTICS]
+    origin = DETECTORS.origin_of(name)
+    if origin == "oodbench" or not suspects:
+        return None
+    known = {*STATISTICS, *(column for model in MODELS for column in getattr(MODELS.get(model), "columns", ()))}
+    wrong = [need for need in suspects if need.removesuffix(BACKGROUND) not in known]
+    if not wrong:
+        return None
+    near = difflib.get_close_matches(wrong[0], known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see `oodbench list statistics`."
+    return f"The detector {name!r} (from {origin}) needs {wrong[0]!r}, which nothing computes: {hint}"
 
 
 def contenders(

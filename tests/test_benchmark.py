@@ -301,6 +301,22 @@ def test_a_detector_that_fails_is_named_and_skipped(run, capsys: pytest.CaptureF
     assert "skipped the detector 'breaks' (from breaks.py)" in capsys.readouterr().err
 
 
+def test_a_need_that_nothing_computes_is_told(run, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, need in (("typo", "log_pxx"), ("vae_only", "elbo"), ("companion", "log_px@background")):
+        register.detector(name)(type(name, (Detector,), {"needs": (need,), "score": lambda self, c: c[self.needs[0]]}))
+        DETECTORS._entries[name].origin = f"{name}.py"
+    try:
+        run(out="glyphs8")
+        told = [line for line in capsys.readouterr().err.splitlines() if ".py)" in line]
+        assert len(told) == 1  # and not of a column that other models have
+        assert "'typo' (from typo.py) needs 'log_pxx', which nothing computes: did you mean log_px" in told[0]
+        with pytest.raises(OodbenchError, match="log_pxx"):
+            run(detectors="typo", out="glyphs8")
+    finally:
+        for name in ("typo", "vae_only", "companion"):
+            DETECTORS.remove(name)
+
+
 @pytest.fixture
 def broken_statistic():
     """A plugin's statistic that fails, and a detector that reads it."""
