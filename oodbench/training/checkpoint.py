@@ -1,6 +1,9 @@
 """The whole state of a training run in one safetensors file: a killed run continues as if nothing had happened."""
 
+import hashlib
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +27,29 @@ def save_checkpoint(
         tensors |= {f"optimizer.{number}.{k}": v for k, v in state.items()}
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with write_atomically(path) as file:
-        file.write(save(plain, metadata={"progress": json.dumps(progress)}))
+        told = json.dumps(progress)
+        file.write(save(plain, metadata={"progress": told, "sha256": _checksum(plain, told)}))
 
 
 def load_checkpoint(
     path: Path, module: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any] | None:
-    """Restores what `save_checkpoint` wrote and returns `progress`; None where there is no readable checkpoint."""
+    """Restores what `save_checkpoint` wrote and returns `progress`; None where there is no checkpoint.
+
+    One that is damaged or of another format counts as none and is named on stderr; nothing was restored then.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            progress: dict[str, Any] = json.loads(file.metadata()["progress"])
+            metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (FileNotFoundError, SafetensorError):
+        if metadata.get("sha256") != _checksum(tensors, metadata.get("progress", "")):
+            raise ValueError("its checksum does not fit")
+    except FileNotFoundError:
         return None
+    except (SafetensorError, ValueError, OSError) as error:
+        print(f"oodbench: cannot continue from {path} ({error}): training starts anew.", file=sys.stderr)
+        return None
+    progress: dict[str, Any] = json.loads(metadata["progress"])
     module.load_state_dict(_strip(tensors, "module."))
     averaged.load_state_dict(_strip(tensors, "averaged."))
     states: dict[int, dict[str, Tensor]] = {}
@@ -49,3 +62,13 @@ def load_checkpoint(
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _checksum(tensors: Mapping[str, Tensor], progress: str) -> str:
+    """SHA-256 over names, types, shapes and bytes of CPU tensors, and over what is told beside them."""
+    digest = hashlib.sha256(progress.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"|{name} {tensor.dtype} {tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
