@@ -180,10 +180,7 @@ def test_fit_sees_validation_images_only(run) -> None:
         def score(self, columns: Columns) -> np.ndarray:
             return columns["pixels"].mean(axis=1)
 
-    try:
-        run(detectors="spy")
-    finally:
-        DETECTORS.remove("spy")
+    run(detectors="spy")
     expected = load("digits", "validation").limit(LIMIT, 0)
     assert len(seen) == 1
     np.testing.assert_array_equal(seen[0], np.asarray(expected.pixels).reshape(LIMIT, -1))
@@ -270,10 +267,7 @@ def test_a_background_that_is_missing_is_told_with_the_command(tmp_path: Path, r
 
 def test_a_plugin_takes_part(run) -> None:
     plugin = Path(__file__).parent / "plugins" / "my_score.py"
-    try:
-        records = run(plugins=[plugin], detectors=["my_score"], out="digits+invert")
-    finally:
-        DETECTORS.remove("my_score")
+    records = run(plugins=[plugin], detectors=["my_score"], out="digits+invert")
     assert [r["detector"] for r in records] == ["my_score"]
     assert records[0]["metrics"]["auroc"]["value"] > 0.9
 

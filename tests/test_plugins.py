@@ -34,17 +34,6 @@ class Good(Detector):
 """
 
 
-@pytest.fixture(autouse=True)
-def _registries_as_before(monkeypatch: pytest.MonkeyPatch):
-    load_builtin()
-    before = [set(registry) for registry in REGISTRIES]
-    monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))
-    yield
-    for registry, names in zip(REGISTRIES, before, strict=True):
-        for name in set(registry) - names:
-            registry.remove(name)
-
-
 def names() -> list[set[str]]:
     return [set(registry) for registry in REGISTRIES]
 
