@@ -1,6 +1,7 @@
 """The commands: which function they call with what, what they print where, and how they fail."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -21,6 +22,13 @@ RECORD = {"detector": "likelihood"}
 
 def invoke(line: str, **environment: str) -> Result:
     return CliRunner().invoke(cli.app, line.split(), env=environment)
+
+
+@pytest.fixture(autouse=True)
+def _no_options_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's own OODBENCH_DATA and the like would be taken for options."""
+    for name in [name for name in os.environ if name.startswith("OODBENCH_") and name != "OODBENCH_CACHE"]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
