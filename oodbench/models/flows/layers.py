@@ -126,23 +126,34 @@ class Coupling(nn.Module):
 class GaussianPrior(nn.Module):
     """The density of factored-out channels: N(z; m, exp(v)^2), m and v given by the kept half, or learned constants.
 
-    Standardising z belongs to the volume, so that the base distribution of the whole flow is N(0, I). `scaling` False
-    leaves v a constant per channel and the volume independent of the image.
+    Standardising z belongs to the volume, so that the base distribution of the whole flow is N(0, I). Without `scaling`
+    v is a constant of each position and channel, so that the volume is the same for every image and an empty margin
+    still costs few nats: no additive coupling can do that, whereas a scaling one sees the margin and shrinks.
     """
 
-    def __init__(self, kept: int, channels: int, scaling: bool) -> None:
+    def __init__(self, kept: int, shape: tuple[int, int, int], scaling: bool) -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.zeros(channels))
-        self.log_std = nn.Parameter(torch.zeros(channels))
-        outputs = channels * (2 if scaling else 1)
+        self.channels = shape[-1]
+        self.scaling = scaling
+        constants = shape[-1:] if scaling else shape
+        self.mean = nn.Parameter(torch.zeros(constants))
+        self.log_std = nn.Parameter(torch.zeros(constants))
+        outputs = self.channels * (2 if scaling else 1)
         self.condition = Convolution(kept, outputs, (3, 3), (1, 1), zero=True) if kept else None
+
+    @torch.no_grad()
+    def initialise(self, z: Tensor) -> None:
+        """Constants of a position start at the moments of this batch, as Actnorm does: tiny scales are far from 1."""
+        if not self.scaling:
+            self.mean.copy_(z.mean(0))
+            self.log_std.copy_(z.std(0).clamp_min(1e-3).log())
 
     def moments(self, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         """(m, v), broadcastable to (B, H, W, channels)."""
         if self.condition is None or kept is None:
             return self.mean, self.log_std
         out = self.condition(kept.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).to(kept.dtype)
-        mean, log_std = out.split(len(self.mean), -1) if out.shape[-1] > len(self.mean) else (out, 0.0)
+        mean, log_std = out.split(self.channels, -1) if self.scaling else (out, 0.0)
         return self.mean + mean, self.log_std + log_std
 
     def forward(self, z: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
