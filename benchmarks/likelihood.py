@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from oodbench.data import Images, adaptation, in_domain, load
 from oodbench.engine import evaluate
 from oodbench.engine.device import keep_freed_memory
 from oodbench.models.flows.glow import Glow
+from oodbench.models.flows.networks import ConvolutionNetwork
+from oodbench.models.flows.transforms.coupling import Coupling
+from oodbench.models.flows.transforms.squeeze import Squeeze
 from oodbench.models.nn import networks
 from oodbench.models.noise import Noise
 from oodbench.pretrained import TrainedModel
@@ -144,12 +147,14 @@ def convolutions(model: TrainedModel, n: int, batch: int, precision: str) -> Cal
     dtype, side = getattr(torch, precision), model.module.shape[1]
     couplings: list[tuple[Tensor, list[tuple[Tensor, Tensor, tuple[int, int]]]]] = []
     with torch.inference_mode(), networks(dtype):
-        for level in model.module._levels():
-            side //= 2
-            for _, coupling in level.layers():
-                layers = [coupling.first, coupling.second, coupling.last]
-                x = torch.randn(batch, side, side, coupling.kept).to(dtype).permute(0, 3, 1, 2)
-                couplings.append((x, [(*layer.parameters_now(), layer.padding) for layer in layers]))
+        for layer in model.module.flow.layers:
+            if isinstance(layer, Squeeze):
+                side //= 2
+            elif isinstance(layer, Coupling):
+                network = cast(ConvolutionNetwork, layer.network)
+                parts = [network.first, network.second, network.last]
+                x = torch.randn(batch, side, side, layer.kept).to(dtype).permute(0, 3, 1, 2)
+                couplings.append((x, [(*part.parameters_now(), part.padding) for part in parts]))
 
     def run() -> None:
         with torch.inference_mode():

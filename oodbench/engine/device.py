@@ -72,11 +72,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Stopwatch:
-    """Seconds that a device worked, without making it wait: a GPU's events are read only when it is done anyway."""
+    """Seconds that a device worked, without making it wait: a GPU's events are read only when it is done anyway.
+
+    Several threads may use it at once; their seconds are added.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._seconds = 0.0
+        self._seconds: list[float] = []
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
@@ -91,14 +94,15 @@ class Stopwatch:
         else:
             started = time.perf_counter()
             yield
-            self._seconds += time.perf_counter() - started
+            self._seconds.append(time.perf_counter() - started)
 
     def read(self) -> float:
         """Seconds since the last reading."""
         for start, end in self._events:
             end.synchronize()
-            self._seconds += start.elapsed_time(end) / 1000
-        seconds, self._seconds = self._seconds, 0.0
+            self._seconds.append(start.elapsed_time(end) / 1000)
+        seconds = sum(self._seconds)
+        self._seconds.clear()
         self._events.clear()
         return seconds
 

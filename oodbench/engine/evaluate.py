@@ -16,6 +16,7 @@ from tqdm import tqdm
 from oodbench.detector import Columns
 from oodbench.engine.cache import SCHEMA, Entry
 from oodbench.engine.device import BatchSize, choose_device, is_out_of_memory, keep_freed_memory, true_float32
+from oodbench.engine.lanes import lanes
 from oodbench.engine.ledger import Ledger
 from oodbench.engine.passes import passes_for
 from oodbench.errors import OodbenchError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from oodbench.pretrained import TrainedModel
 
 __all__ = ["Evaluation", "evaluate"]
+
+Result = tuple[Ledger, np.ndarray, dict[str, torch.Tensor]]  # whose columns, of which positions
 
 SECONDS_BETWEEN_CHUNKS = 10.0  # what a killed evaluation loses at most
 
@@ -117,18 +120,30 @@ def _compute(
     """Fills the ledgers' positions `todo`, of which position p is image `first[p]`."""
     done, written = 0, time.monotonic()
     size.value = min(size.value, len(todo))
+    # A plugin's statistic may keep a state of its own, which only one thread at a time can use.
+    wanted = -(-len(todo) // size.value) if all(ledger.ours for ledger in ledgers) else 1
+
+    def compute(positions: np.ndarray) -> list[Result] | None:
+        return _batch(ledgers, positions, images, first[positions], adaptation, seed, size.value)
+
     try:
-        while done < len(todo):
-            positions = todo[done : done + size.value]
-            if not _batch(ledgers, positions, images, first[positions], adaptation, seed, size.value):
-                size.halve(len(positions))
-                continue
-            done += len(positions)
-            bar.update(len(positions))
-            if time.monotonic() - written > SECONDS_BETWEEN_CHUNKS:
-                for ledger in ledgers:
-                    ledger.write()
-                written = time.monotonic()
+        with lanes(wanted, size.device) as (count, side_by_side):
+            for ledger in ledgers:
+                ledger.lanes = count
+            while done < len(todo):
+                batches = [todo[start : start + size.value] for start in range(done, len(todo), size.value)[:count]]
+                for positions, results in zip(batches, side_by_side(compute, batches), strict=True):
+                    if results is None:
+                        size.halve(len(positions))
+                        break
+                    for ledger, mine, outputs in results:
+                        ledger.add(mine, outputs)
+                    done += len(positions)
+                    bar.update(len(positions))
+                if time.monotonic() - written > SECONDS_BETWEEN_CHUNKS:
+                    for ledger in ledgers:
+                        ledger.write()
+                    written = time.monotonic()
     except BaseException:
         with suppress(Exception):  # the first error is the one to tell
             for ledger in ledgers:
@@ -146,8 +161,8 @@ def _batch(
     adaptation: "Adaptation",
     seed: int,
     size: int,
-) -> bool:
-    """Computes what the ledgers miss of one batch; False, with the ledgers as they were, if memory does not suffice."""
+) -> list[Result] | None:
+    """What the ledgers miss of one batch; None if memory does not suffice."""
     try:
         pixels, index = adaptation(images.pixels[chosen]), images.index[chosen]
         results = []
@@ -158,7 +173,5 @@ def _batch(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return False
-    for ledger, mine, outputs in results:
-        ledger.add(mine, outputs)
-    return True
+        return None
+    return results

@@ -24,6 +24,8 @@ class Ledger:
         self._rows = rows
         self._device = device if step.needs_model else torch.device("cpu")
         self._watch = Stopwatch(self._device)
+        self.ours = step.plugin is None
+        self.lanes = 1  # how many batches are computed at a time
         known = entry.read() if entry is not None else None
         self._chunks = [] if known is None else [known]
         self.missing = np.ones(len(rows), bool) if known is None else ~np.isin(rows, known.rows)  # (N,)
@@ -59,7 +61,7 @@ class Ledger:
             return
         positions = np.concatenate(self._positions)
         columns = {name: _to_numpy(torch.cat([out[name] for out in self._outputs])) for name in self._pass.columns}
-        seconds = np.full(len(positions), self._watch.read() / len(positions))
+        seconds = np.full(len(positions), self._watch.read() / (len(positions) * self.lanes))
         self._positions, self._outputs = [], []
         chunk = Chunk(self._rows[positions], seconds, columns)
         self._chunks.append(chunk)

@@ -31,7 +31,7 @@ class DensityModel(nn.Module):
     A model whose forward pass gives more than log P names the columns in `columns` and returns them from `statistics`.
     """
 
-    likelihood: ClassVar[Likelihood]
+    likelihood: Likelihood  # of the class, or of the instance where the configuration decides
     columns: ClassVar[tuple[str, ...]] = ("log_px",)
     version: ClassVar[int] = 1  # raised when the same weights come to give other numbers (cached columns)
 

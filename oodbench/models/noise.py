@@ -36,11 +36,11 @@ def philox(c0: Words, c1: Words, c2: Words, c3: Words, key: tuple[int, int]) -> 
         c0, c2 = (p1 >> 32) ^ c1, (p0 >> 32) ^ c3
         c0 ^= k0
         c2 ^= k1
-        for word in (c0, c2, p0, p1):
-            word &= _MASK
-        c1, c3 = p1, p0
+        c0 &= _MASK
+        c2 &= _MASK
+        c1, c3 = p1, p0  # their upper halves are no part of the words: masked in the next round, with what they enter
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 @dataclass(frozen=True)

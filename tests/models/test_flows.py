@@ -7,8 +7,14 @@ import torch
 from tiny_models import noise_of, perturb, smooth_images, some_images, tiny
 from torch import Tensor, nn
 
+from oodbench.models.flows.flow import Flow
 from oodbench.models.flows.glow import Glow
-from oodbench.models.flows.layers import Coupling, GaussianPrior, Mixing, squeeze, standard_normal, unsqueeze
+from oodbench.models.flows.networks import ConvolutionNetwork
+from oodbench.models.flows.transforms.coupling import Coupling
+from oodbench.models.flows.transforms.elementwise import Additive, Sigmoid
+from oodbench.models.flows.transforms.mixing import Mixing
+from oodbench.models.flows.transforms.prior import FactorOut, Standardise
+from oodbench.models.flows.transforms.squeeze import Squeeze
 from oodbench.models.noise import Noise
 
 NAMES = ("glow", "glow-cv")
@@ -34,7 +40,7 @@ def test_the_log_determinant_is_that_of_the_jacobian(name, shape):
     for i in range(3):
 
         def latents(y: Tensor) -> Tensor:  # from pixels on the scale of bytes, so that the division by 256 counts
-            return flatten(flow.forward_flow((y / 256 - 0.5).permute(1, 2, 0)[None])[0])[0]
+            return flatten(flow.flow((y / 256 - 0.5).permute(1, 2, 0)[None], noise)[0])[0]
 
         jacobian = torch.autograd.functional.jacobian(latents, dequantised[i]).reshape(flow.dimensions, flow.dimensions)
         assert float(log_dets[i]) == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), rel=1e-11)
@@ -44,14 +50,14 @@ def test_the_log_determinant_is_that_of_the_jacobian(name, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_inverse_and_forward_undo_each_other(name, shape):
     flow = tiny(name, shape, double=True, scale=0.3)
-    h = states(5, (shape[1], shape[2], shape[0]))
-    torch.testing.assert_close(flow.inverse_flow(flow.forward_flow(h)[0]), h, rtol=0, atol=1e-9)
-    latents = [states(5, s, seed=i) for i, s in enumerate(flow.latent_shapes())]
-    assert sum(math.prod(s) for s in flow.latent_shapes()) == flow.dimensions
-    again, log_det = flow.forward_flow(flow.inverse_flow(latents))
+    h, noise = states(5, (shape[1], shape[2], shape[0])), noise_of(5)
+    torch.testing.assert_close(flow.flow.inverse(flow.flow(h, noise)[0], noise), h, rtol=0, atol=1e-9)
+    latents = [states(5, s, seed=i) for i, s in enumerate(flow.flow.latent_shapes)]
+    assert sum(math.prod(s) for s in flow.flow.latent_shapes) == flow.dimensions
+    again, volumes = flow.flow(flow.flow.inverse(latents, noise), noise)
     torch.testing.assert_close(flatten(again), flatten(latents), rtol=0, atol=1e-9)
-    assert (h - flow.inverse_flow(latents)).abs().max() > 0.1
-    assert log_det.shape == (5,)
+    assert (h - flow.flow.inverse(latents, noise)).abs().max() > 0.1
+    assert volumes.shape == (5, len(latents))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,7 +66,9 @@ def test_the_columns_are_parts_of_one_density(name):
     x, noise = some_images(6), noise_of(6)
     columns = flow.statistics(x, noise)
     torch.testing.assert_close(columns["log_px"], columns["log_pz"] + columns["log_det"], rtol=1e-14, atol=0)
-    latents = flatten(flow.forward_flow(flow.dequantise(x, noise))[0])
+    torch.testing.assert_close(columns["log_px"], columns["log_px_scales"].sum(1), rtol=1e-13, atol=0)
+    assert columns["log_px_scales"].shape == (6, 2)
+    latents = flatten(flow.flow(flow.dequantise(x, noise), noise)[0])
     torch.testing.assert_close(columns["latent_norm"], latents.norm(dim=1), rtol=1e-12, atol=0)
     base = torch.distributions.Normal(0, 1).log_prob(latents).sum(1)
     torch.testing.assert_close(columns["log_pz"], base, rtol=1e-12, atol=0)
@@ -86,41 +94,26 @@ def test_dequantised_images_keep_their_bytes_and_fill_their_bins():
     assert float(offset.var()) == pytest.approx(1 / 12, rel=0.05)
 
 
-class Plane(nn.Module):
-    """A flow on the plane out of Glow's own layers: (B, 1, 1, 2) -> (latents, log-determinant)."""
-
-    def __init__(self, scaling: bool) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(4)
-        self.mixings = nn.ModuleList(Mixing(2, generator) for _ in range(3))
-        self.couplings = nn.ModuleList(Coupling(2, 6, scaling) for _ in range(3))
-        self.prior = GaussianPrior(1, 1, scaling)
-        self.last = GaussianPrior(0, 1, scaling)
-        perturb(self, 0.6, seed=2)
-
-    def log_density(self, y: Tensor) -> Tensor:
-        h = y[:, None, None, :]
-        total = torch.zeros(len(y), dtype=y.dtype)
-        for mixing, coupling in zip(self.mixings, self.couplings, strict=True):
-            h, volume = mixing(h)
-            total = total + volume
-            h, volume = coupling(h)
-            total = total + volume
-        kept, gone = h[..., :1], h[..., 1:]
-        first, volume = self.prior(gone, kept)
-        second, last_volume = self.last(kept, None)
-        norm = first.square().sum((1, 2, 3)) + second.square().sum((1, 2, 3))
-        return standard_normal(norm, 2) + total + volume + last_volume
+def plane(scaling: bool) -> Flow:
+    """A flow on the plane out of Glow's own layers: states (B, 1, 1, 2)."""
+    generator = torch.Generator().manual_seed(4)
+    element = Sigmoid() if scaling else Additive()
+    layers: list[nn.Module] = []
+    for _ in range(3):
+        layers += [Mixing(2, generator), Coupling(1, ConvolutionNetwork(1, 6, element.parameters), element)]
+    flow = Flow((1, 1, 2), [*layers, FactorOut((1, 1, 2), scaling), Standardise((1,))])
+    perturb(flow, 0.5, seed=2)
+    return flow.double()
 
 
 @pytest.mark.parametrize("scaling", [True, False])
 @torch.no_grad()
 def test_a_density_of_these_layers_integrates_to_one_over_the_plane(scaling):
-    plane = Plane(scaling).double()
+    flow = plane(scaling)
     axis = torch.linspace(-14, 14, 901, dtype=torch.float64)
     step = float(axis[1] - axis[0])
-    log_density = torch.cat([plane.log_density(part) for part in torch.cartesian_prod(axis, axis).split(1 << 16)])
-    density = log_density.exp().reshape(len(axis), -1)
+    parts = torch.cartesian_prod(axis, axis)[:, None, None].split(1 << 16)
+    density = torch.cat([flow.log_density(part, noise_of(len(part))) for part in parts]).exp().reshape(len(axis), -1)
     assert float(density[[0, -1]].max()) < 1e-6  # the square holds all of the mass
     assert float(density[:, [0, -1]].max()) < 1e-6
     assert float(density.sum() * step**2) == pytest.approx(1, abs=1e-4)
@@ -129,26 +122,29 @@ def test_a_density_of_these_layers_integrates_to_one_over_the_plane(scaling):
     assert float(third.abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("scaling", [True, False])
-def test_every_layer_has_its_inverse_and_its_own_log_determinant(scaling):
-    generator = torch.Generator().manual_seed(0)
-    layers = {"mixing": Mixing(4, generator), "coupling": Coupling(4, 8, scaling)}
+@pytest.mark.parametrize("element", [Sigmoid(), Additive()])
+def test_every_layer_has_its_inverse_and_its_own_log_determinant(element):
+    generator, noise = torch.Generator().manual_seed(0), noise_of(2)
+    network = ConvolutionNetwork(2, 8, 2 * element.parameters)
+    layers = {"mixing": Mixing(4, generator), "coupling": Coupling(2, network, element), "last": Standardise((2, 2, 4))}
     for name, layer in layers.items():
         perturb(layer, 0.5, seed=len(name))
         layer.double()
         h = states(2, (2, 2, 4))
-        z, log_det = layer(h)
-        torch.testing.assert_close(layer.inverse(z), h, rtol=0, atol=1e-11)
-        jacobian = torch.autograd.functional.jacobian(lambda t, layer=layer: layer(t[None])[0][0], h[0]).reshape(16, 16)
+        z, log_det = layer(h, noise)
+        torch.testing.assert_close(layer.inverse(z, noise), h, rtol=0, atol=1e-11)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda t, layer=layer: layer(t[None], noise.rows(slice(0, 1)))[0][0], h[0]
+        ).reshape(16, 16)
         expected = float(torch.linalg.slogdet(jacobian)[1])
         assert float(log_det.detach().expand(2)[0]) == pytest.approx(expected, abs=1e-11), name
 
 
 def test_squeezing_moves_every_value_and_loses_none():
     h = torch.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
-    z = squeeze(h)
+    z, _ = Squeeze()(h, noise_of(2))
     assert z.shape == (2, 2, 3, 12)
-    assert torch.equal(unsqueeze(z), h)
+    assert torch.equal(Squeeze().inverse(z, noise_of(2)), h)
     assert set(z[1, 0, 2].tolist()) == set(h[1, 0:2, 4:6].flatten().tolist())
 
 
@@ -211,8 +207,8 @@ def test_samples_are_where_the_flow_puts_normal_latents(name):
     flow = tiny(name, double=True, scale=0.2)
     noise = Noise.of(torch.arange(40), seed=2)
     x = flow.sample(40, noise)
-    latents = [noise.normal(s, f"latent {i}").double() for i, s in enumerate(flow.latent_shapes())]
-    y = (flow.inverse_flow(latents).permute(0, 3, 1, 2) + 0.5) * 256
+    latents = [noise.normal(s, f"latent {i}").double() for i, s in enumerate(flow.flow.latent_shapes)]
+    y = (flow.flow.inverse(latents, noise).permute(0, 3, 1, 2) + 0.5) * 256
     inside = (y >= 0) & (y < 256)
     assert float(inside.double().mean()) > 0.2
     assert torch.equal(x[inside], y[inside].floor().to(torch.uint8))
@@ -229,15 +225,10 @@ def test_a_flow_samples_the_images_it_finds_likely():
             if isinstance(part, Mixing):
                 part.shift += 0.05 * (-1) ** number
     n = 20_000
-    latents = [Noise.of(torch.arange(n), 5).normal(s, f"{i}").double() for i, s in enumerate(flow.latent_shapes())]
-    y = flow.inverse_flow(latents)
-
-    def log_density(model: Glow) -> Tensor:
-        z, log_det = model.forward_flow(y)
-        return standard_normal(flatten(z).square().sum(1), model.dimensions) + log_det
-
+    noise = Noise.of(torch.arange(n), 5)
+    y = flow.flow.sample(n, noise)
     with torch.no_grad():
-        ratio = (log_density(other) - log_density(flow)).exp()
+        ratio = (other.flow.log_density(y, noise) - flow.flow.log_density(y, noise)).exp()
     error = float(ratio.std()) / math.sqrt(n)
     assert 0.0005 < error < 0.02
     assert float(ratio.mean()) == pytest.approx(1, abs=4.5 * error)
