@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Iterable
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from oodbench.models.base import DensityModel, Likelihood
 from oodbench.models.flows.transforms.base import Shape, Transform
+from oodbench.models.flows.transforms.logit import Logit
 from oodbench.models.flows.transforms.prior import FactorOut
+from oodbench.models.flows.transforms.squeeze import Flatten
 from oodbench.models.noise import Noise
 
-__all__ = ["Flow", "ImageFlow", "standard_normal"]
+__all__ = ["Flow", "ImageFlow", "VectorFlow", "standard_normal"]
 
 
 class Flow(nn.Module):
@@ -130,6 +132,23 @@ class ImageFlow(DensityModel):
     def initialise(self, x: Tensor, noise: Noise) -> None:
         """The data-dependent start of every layer, one after another."""
         self.flow(self.dequantise(x, noise), noise, initialise=True)
+
+
+class VectorFlow(ImageFlow):
+    """A flow on vectors, and on images through the logits of their flattened pixels (Papamakarios et al. 2017).
+
+    A subclass defines `layers_on`: the layers on vectors of any length, which a two-step model puts on its latents.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], **config: Any) -> None:
+        channels, height, width = shape
+        pixels = (height, width, channels)
+        super().__init__(shape, [Flatten(pixels), Logit(), *self.layers_on(channels * height * width, **config)])
+
+    @classmethod
+    def layers_on(cls, dimensions: int, **config: Any) -> Iterable[Transform]:
+        """The layers from vectors (B, dimensions) to the base; wrong configurations are an `OodbenchError`."""
+        raise NotImplementedError
 
 
 def standard_normal(e: Tensor) -> Tensor:
