@@ -27,6 +27,7 @@ from oodbench.options import (
     PrecisionOption,
     Preset,
     Results,
+    Rows,
     Seed,
     Seeds,
     TrainedOn,
@@ -236,6 +237,7 @@ def score(
     epilog=_examples(
         "oodbench table",
         "oodbench table --in cifar10 --format latex > table.tex",
+        "oodbench table --in fashionmnist --rows models --format markdown",
         "oodbench table --metric fpr95 --format csv",
     )
 )
@@ -256,13 +258,16 @@ def table(
     metric: Annotated[
         Metric, typer.Option("--metric", envvar="OODBENCH_METRIC", help="The number in the table's cells.")
     ] = Metric.AUROC,
+    rows: Annotated[
+        Rows, typer.Option("--rows", envvar="OODBENCH_ROWS", help="What the table's rows are; auto: models if many.")
+    ] = Rows.AUTO,
 ) -> None:
     """Print the table of the records in a folder."""
     from oodbench.records import read_records
     from oodbench.report import table as render
 
     records = read_records(results, in_=in_, models=model, outs=out)
-    typer.echo(render(records, format=format_.value, metric=metric.value).rstrip("\n"))
+    typer.echo(render(records, format=format_.value, metric=metric.value, rows=rows.value).rstrip("\n"))
 
 
 @app.command(

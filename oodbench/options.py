@@ -25,6 +25,7 @@ __all__ = [
     "PrecisionOption",
     "Preset",
     "Results",
+    "Rows",
     "Seed",
     "Seeds",
     "TrainedOn",
@@ -50,6 +51,14 @@ class Format(StrEnum):
     CSV = "csv"
     LATEX = "latex"
     JSON = "json"
+
+
+class Rows(StrEnum):
+    """What the rows of a table are."""
+
+    AUTO = "auto"
+    DETECTORS = "detectors"
+    MODELS = "models"
 
 
 class Metric(StrEnum):

@@ -140,7 +140,7 @@ def test_table_reads_records_and_prints_them(calls: list[Any]) -> None:
     assert result.stdout == "the table\n"
     assert calls == [
         ("read_records", (Path("r"),), {"in_": "mnist", "models": ["vae"], "outs": ["kmnist"]}),
-        ("table", ([RECORD],), {"format": "markdown", "metric": "fpr95"}),
+        ("table", ([RECORD],), {"format": "markdown", "metric": "fpr95", "rows": "auto"}),
     ]
 
 

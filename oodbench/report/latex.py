@@ -1,8 +1,10 @@
 """LaTeX with booktabs, a float a pair."""
 
 import re
+from collections.abc import Sequence
 
-from oodbench.report.grid import INVERSION, NONFINITE, UNDERTRAINED, Block, Cell, heading, notes
+from oodbench.report.grid import INVERSION, NONFINITE, UNDERTRAINED, Block, heading, notes
+from oodbench.report.sheet import Entry, Sheet, sheet
 
 __all__ = ["latex"]
 
@@ -21,48 +23,47 @@ _ESCAPES = {
 } | {character: "\\" + character for character in "{}$&#_%"}
 
 
-def latex(shown: list[Block], metric: str) -> str:
+def latex(shown: list[Block], metric: str, rows: str = "auto") -> str:
     """One `table` float a block, with its notes in the caption; needs `\\usepackage{booktabs}`."""
-    return "\n".join(["% Needs \\usepackage{booktabs}.", *(_block(block, metric) for block in shown)])
+    return "\n".join(
+        ["% Needs \\usepackage{booktabs}.", *(_block(block, sheet(block, rows), metric) for block in shown)]
+    )
 
 
-def _block(block: Block, metric: str) -> str:
-    columns = max(1, len(block.columns))
-    pair = f"{block.source} → {block.out}"
-    n_in, n_out = block.images
-    caption = " ".join([f"{heading(metric)}, {pair} ({n_in:,} / {n_out:,} images).", *notes([block], bold=True)])
+def _block(block: Block, sheet: Sheet, metric: str) -> str:
+    pair, images = sheet.headline
+    caption = " ".join([f"{heading(metric)}, {pair} ({images}).", *notes([block], bold=True)])
     lines = [
         r"\begin{table}",
         r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
         rf"\caption{{{_escape(caption)}}}",
         rf"\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', f'{block.source}-{block.out}-{metric}')}}}",
-        rf"\begin{{tabular}}{{l{'l' * columns}}}",
+        rf"\begin{{tabular}}{{l{'l' * sheet.columns}}}",
         r"\toprule",
     ]
-    if block.columns:
-        lines.append(_row("", [_escape(column.title + UNDERTRAINED * column.undertrained) for column in block.columns]))
-        lines += [_row(label, [_escape(text) for text in texts]) for label, texts in block.facts()]
-        lines.append(r"\midrule")
-        lines += [_row(label, [_text(column.cells.get(label)) for column in block.columns]) for label in block.rows]
-    if block.controls:
-        lines += [r"\midrule"] * bool(block.columns)
-        lines.append(rf"\multicolumn{{{columns + 1}}}{{l}}{{\emph{{without a model}}}} \\")
-        for label, cell in block.controls.items():
-            lines.append(_row(label, [rf"\multicolumn{{{columns}}}{{l}}{{{_text(cell)}}}"]))
+    if sheet.head:
+        lines += [*map(_row, sheet.head), r"\midrule", *map(_row, sheet.body)]
+    if sheet.controls:
+        lines += [r"\midrule"] * bool(sheet.head)
+        lines.append(rf"\multicolumn{{{sheet.columns + 1}}}{{l}}{{\emph{{without a model}}}} \\")
+        for label, cell in sheet.controls:
+            lines.append(rf"{_escape(label)} & \multicolumn{{{sheet.columns}}}{{l}}{{{_text(cell)}}} \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
-def _row(label: str, cells: list[str]) -> str:
-    return " & ".join([_escape(label), *cells]) + r" \\"
+def _row(line: Sequence[Entry]) -> str:
+    return " & ".join(map(_text, line)) + r" \\"
 
 
-def _text(cell: Cell | None) -> str:
-    if cell is None:
+def _text(entry: Entry) -> str:
+    if entry is None:
         return "--"
-    value = rf"\textbf{{{cell.text}}}" if cell.best else cell.text
-    marks = r"\dagger" * cell.inversion + (rf"\ddagger{cell.nonfinite}" if cell.nonfinite else "")
-    size = rf" {{\scriptsize {cell.size}}}" if cell.size else ""
-    return rf"{value} {{\scriptsize {cell.interval}}}" + (f"$^{{{marks}}}$" if marks else "") + size
+    if isinstance(entry, str):
+        return _escape(entry)
+    value = rf"\textbf{{{entry.text}}}" if entry.best else entry.text
+    marks = r"\dagger" * entry.inversion + (rf"\ddagger{entry.nonfinite}" if entry.nonfinite else "")
+    size = rf" {{\scriptsize {entry.size}}}" if entry.size else ""
+    return rf"{value} {{\scriptsize {entry.interval}}}" + (f"$^{{{marks}}}$" if marks else "") + size
 
 
 def _escape(text: str) -> str:

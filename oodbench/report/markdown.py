@@ -1,40 +1,42 @@
 """GitHub's Markdown."""
 
 import re
+from collections.abc import Sequence
 
-from oodbench.report.grid import INVERSION, NONFINITE, UNDERTRAINED, Block, Cell, heading, notes
+from oodbench.report.grid import INVERSION, NONFINITE, Block, heading, notes
+from oodbench.report.sheet import Entry, Sheet, sheet
 
 __all__ = ["markdown"]
 
+_NO_MODEL = "*without a model*"
 
-def markdown(shown: list[Block], metric: str) -> str:
+
+def markdown(shown: list[Block], metric: str, rows: str = "auto") -> str:
     """A headline and a table a block, the notes once at the end."""
-    parts = [_block(block, metric) for block in shown]
+    parts = [_block(sheet(block, rows), metric) for block in shown]
     return "\n\n".join([*parts, " ".join(notes(shown, bold=True))]) + "\n"
 
 
-def _block(block: Block, metric: str) -> str:
-    titles = [_escape(column.title) + UNDERTRAINED * column.undertrained for column in block.columns]
-    free = ["no model"] if block.controls else []
-    rows = [[heading(metric), *titles, *free], ["---"] * (1 + len(titles) + len(free))]
-    rows += [[label, *texts, *("" for _ in free)] for label, texts in block.facts()]
-    for label in block.rows:
-        rows.append(
-            [_escape(label), *(_text(column.cells.get(label)) for column in block.columns), *("" for _ in free)]
-        )
-    for label, cell in block.controls.items():
-        rows.append([_escape(label), *("" for _ in titles), _text(cell)])
-    n_in, n_out = block.images
-    headline = f"### {_escape(block.source)} → {_escape(block.out)} ({n_in:,} / {n_out:,} images)"
-    return "\n".join([headline, "", *("| " + " | ".join(row) + " |" for row in rows)])
+def _block(sheet: Sheet, metric: str) -> str:
+    titles, *facts = sheet.head or [["", ""]]
+    body: list[Sequence[Entry]] = [*facts, *sheet.body]
+    if sheet.controls:
+        body += [[_NO_MODEL]] * bool(sheet.body)
+        body += [[label, cell] for label, cell in sheet.controls]
+    lines = [[heading(metric), *map(_escape, titles[1:])], ["---"] * (1 + sheet.columns)]
+    lines += [[*map(_text, line), *[""] * (1 + sheet.columns - len(line))] for line in body]
+    pair, images = sheet.headline
+    return "\n".join([f"### {_escape(pair)} ({images})", "", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
-def _text(cell: Cell | None) -> str:
-    if cell is None:
+def _text(entry: Entry) -> str:
+    if entry is None:
         return "-"
-    marks = INVERSION * cell.inversion + (f"{NONFINITE}{cell.nonfinite}" if cell.nonfinite else "")
-    value = f"**{cell.text}**" if cell.best else cell.text
-    return f"{value} {cell.interval}{marks}" + (f" {cell.size}" if cell.size else "")
+    if isinstance(entry, str):
+        return entry if entry is _NO_MODEL else _escape(entry)
+    marks = INVERSION * entry.inversion + (f"{NONFINITE}{entry.nonfinite}" if entry.nonfinite else "")
+    value = f"**{entry.text}**" if entry.best else entry.text
+    return f"{value} {entry.interval}{marks}" + (f" {entry.size}" if entry.size else "")
 
 
 def _escape(name: str) -> str:

@@ -10,6 +10,7 @@ from oodbench.records import Record, to_json
 from oodbench.report.grid import blocks
 from oodbench.report.latex import latex
 from oodbench.report.markdown import markdown
+from oodbench.report.sheet import ROWS
 from oodbench.report.terminal import terminal
 
 __all__ = ["FORMATS", "table"]
@@ -23,25 +24,27 @@ _PROVENANCE = ("seconds_per_image", "weights")
 _MORE = ("likelihood", "nonfinite", "inversion", "undertrained", "draws")
 
 
-def table(records: Sequence[Record], format: str = "table", metric: str = "auroc") -> str:
+def table(records: Sequence[Record], format: str = "table", metric: str = "auroc", rows: str = "auto") -> str:
     """The records as text that ends in a newline.
 
     `table`, `markdown` and `latex` show one metric ("auroc", "aupr_in", "aupr_out" or "fpr95") with its intervals, a
-    block a pair, a row a detector, a column a model; several seeds of one cell are averaged. `csv` (a line a record)
-    and `json` hold every metric. Raises `OodbenchError` for an unknown format or metric, and where these three have
-    nothing to show.
+    block a pair, with `rows` of "detectors" (a model is a column) or "models" ("auto" by their number); several seeds
+    of one cell are averaged. `csv` (a line a record) and `json` hold every metric. Raises `OodbenchError` for an
+    unknown format, metric or kind of rows, and where these three have nothing to show.
     """
     if format not in FORMATS:
         raise OodbenchError(f"Unknown format {format!r}: there are {', '.join(FORMATS)}.")
     if metric not in METRICS:
         raise OodbenchError(f"Unknown metric {metric!r}: there are {', '.join(METRICS)}.")
+    if rows not in ROWS:
+        raise OodbenchError(f"Unknown rows {rows!r}: there are {', '.join(ROWS)}.")
     if format == "json":
         return to_json(list(records)) + "\n"
     if format == "csv":
         return _csv(records)
     if not records:
         raise OodbenchError("There are no results to show: make some with `oodbench run`.")
-    return _RENDERERS[format](blocks(records, metric), metric)
+    return _RENDERERS[format](blocks(records, metric), metric, rows)
 
 
 def _csv(records: Sequence[Record]) -> str:

@@ -1,42 +1,42 @@
 """Plain aligned text for a terminal."""
 
-from oodbench.report.grid import INVERSION, NONFINITE, UNDERTRAINED, Block, Cell, heading, notes
+from oodbench.report.grid import INVERSION, NONFINITE, Block, heading, notes
+from oodbench.report.sheet import Entry, Sheet, sheet
 
 __all__ = ["terminal"]
 
 
-def terminal(shown: list[Block], metric: str) -> str:
+def terminal(shown: list[Block], metric: str, rows: str = "auto") -> str:
     """The blocks as text, the notes once at the end."""
-    parts = [_block(block, metric) for block in shown]
+    parts = [_block(sheet(block, rows), metric) for block in shown]
     explained = notes(shown)
     return "\n\n".join(parts) + "\n" + ("\n" + "\n".join(explained) + "\n" if explained else "")
 
 
-def _block(block: Block, metric: str) -> str:
-    titles = [column.title + UNDERTRAINED * column.undertrained for column in block.columns]
-    head = [["", *titles], *([label, *texts] for label, texts in block.facts())] if block.columns else []
-    rows = [[label, *(_text(column.cells.get(label)) for column in block.columns)] for label in block.rows]
+def _block(lines: Sheet, metric: str) -> str:
+    body = [[_text(entry) for entry in line] for line in lines.body]
     # A score without a model stands in the first column, under its own headline.
-    controls = [[label, _text(cell)] for label, cell in block.controls.items()]
-    everything = head + rows + controls
-    count = max(len(row) for row in everything)
-    widths = [max(len(row[i]) for row in everything if i < len(row)) for i in range(count)]
+    controls = [[label, _text(cell)] for label, cell in lines.controls]
+    everything = [*lines.head, *body, *controls]
+    count = max(len(line) for line in everything)
+    widths = [max(len(line[i]) for line in everything if i < len(line)) for i in range(count)]
     rule = "─" * (sum(widths) + 2 * (count - 1))
-    n_in, n_out = block.images
-    lines = [f"{block.source} → {block.out}   {heading(metric)}   {n_in:,} / {n_out:,} images", rule]
-    lines += _aligned(head, widths) + [rule] * bool(head) + _aligned(rows, widths)
+    pair, images = lines.headline
+    text = [f"{pair}   {heading(metric)}   {images}", rule]
+    text += _aligned(lines.head, widths) + [rule] * bool(lines.head) + _aligned(body, widths)
     if controls:
-        lines += ["without a model", rule] if not rows else [rule, "without a model"]
-        lines += _aligned(controls, widths)
-    return "\n".join([*lines, rule])
+        text += [rule] * bool(body) + ["without a model"] + [rule] * (not body) + _aligned(controls, widths)
+    return "\n".join([*text, rule])
 
 
-def _aligned(rows: list[list[str]], widths: list[int]) -> list[str]:
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)).rstrip() for row in rows]
+def _aligned(lines: list[list[str]], widths: list[int]) -> list[str]:
+    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=False)).rstrip() for line in lines]
 
 
-def _text(cell: Cell | None) -> str:
-    if cell is None:
+def _text(entry: Entry) -> str:
+    if entry is None:
         return "-"
-    marks = INVERSION * cell.inversion + (f"{NONFINITE}{cell.nonfinite}" if cell.nonfinite else "")
-    return f"{cell.text} {cell.interval}{marks}" + (f" {cell.size}" if cell.size else "")
+    if isinstance(entry, str):
+        return entry
+    marks = INVERSION * entry.inversion + (f"{NONFINITE}{entry.nonfinite}" if entry.nonfinite else "")
+    return f"{entry.text} {entry.interval}{marks}" + (f" {entry.size}" if entry.size else "")

@@ -193,3 +193,30 @@ def test_other_images_of_the_same_name_are_another_block_and_not_averaged(make_r
 
 def test_csv_holds_what_an_image_cost(make_record):
     assert pd.read_csv(io.StringIO(table([make_record()], "csv")))["seconds_per_image"].tolist() == [0.001]
+
+
+@pytest.mark.parametrize("format", ["table", "markdown", "latex"])
+def test_with_models_as_rows_the_same_numbers_stand_elsewhere(records, format):
+    def numbers(text):
+        return sorted(re.findall(r"\d\.\d{3}", text))
+
+    across, down = (table(records, format, rows=rows) for rows in ("detectors", "models"))
+    assert numbers(across) == numbers(down)
+    start = "| " if format == "markdown" else ""
+    line = next(line for line in down.splitlines() if line.startswith(f"{start}glow "))
+    assert "lower bound" in line
+    assert "3.94 / 2.61" in line
+    assert "0.083" in line
+    assert "0.999" in line
+    head = next(line for line in down.splitlines() if "bits/dim" in line)
+    assert "likelihood" in head
+    assert "typicality@10" in head
+
+
+def test_many_models_become_rows_by_themselves(make_record):
+    few, many = ([make_record(model=f"m{i}", value=0.7) for i in range(n)] for n in (6, 7))
+    assert row(table(few), "likelihood")
+    assert row(table(many), "m6")
+    assert table(many, rows="detectors") != table(many) == table(many, rows="models")
+    with pytest.raises(OodbenchError, match="rows"):
+        table(few, rows="columns")
