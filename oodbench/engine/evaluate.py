@@ -69,7 +69,7 @@ def evaluate(
     passes = passes_for(statistics, model, precision)
     place = choose_device(device)
     size = BatchSize(batch_size, place)
-    source = {"schema": SCHEMA, "data": images.fingerprint, "adaptation": adaptation.describe(), "seed": seed}
+    source = {"schema": SCHEMA, "data": images.fingerprint, "adaptation": adaptation.key(), "seed": seed}
     title = f"{model.name if model else ', '.join(statistics)} on {images.name}/{images.split}"
     about = {
         "images": f"{images.name}/{images.split}",
