@@ -1,6 +1,7 @@
 """run() as a whole, on embedded images and a tiny flow."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from oodbench.errors import OodbenchError
 from oodbench.models.flows.glow import Glow
 from oodbench.models.noise import Noise
 from oodbench.pictures import plot
-from oodbench.pretrained import save_model
+from oodbench.plugins import load_plugin
+from oodbench.pretrained import load_model, save_model
 from oodbench.records import read_records
-from oodbench.registry import DETECTORS, STATISTICS, register
+from oodbench.registry import DETECTORS, MODELS, STATISTICS, register
 from oodbench.scoring import score_images
 from oodbench.training import load_recipe
 
@@ -270,6 +272,77 @@ def test_a_plugin_takes_part(run) -> None:
     records = run(plugins=[plugin], detectors=["my_score"], out="digits+invert")
     assert [r["detector"] for r in records] == ["my_score"]
     assert records[0]["metrics"]["auroc"]["value"] > 0.9
+
+
+MEAN = """
+from oodbench import Detector, register
+
+@register.statistic("mean", needs_model=False)
+def mean(model, x, noise):
+    return {sign}x.float().mean(dim=(1, 2, 3))
+
+@register.detector("mean")
+class Mean(Detector):
+    needs = ("mean",)
+    def score(self, columns):
+        return columns["mean"]
+"""
+
+
+def test_columns_of_a_plugin_are_computed_anew_when_its_file_changes(run, tmp_path: Path) -> None:
+    values = []
+    for sign in ("", "-", ""):
+        (tmp_path / "mean.py").write_text(MEAN.format(sign=sign))
+        (record,) = run(plugins=[tmp_path / "mean.py"], detectors="mean", out="digits+invert")
+        values.append(record["metrics"]["auroc"]["value"])
+    assert values == [pytest.approx(1.0), pytest.approx(0.0), pytest.approx(1.0)]
+
+
+FLAT = """
+import math
+import torch
+from oodbench import DensityModel, Likelihood, register
+
+@register.model("flat")
+class Flat(DensityModel):
+    \"\"\"Uniform on 8-bit images\"\"\"
+    likelihood = Likelihood.EXACT
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.anything = torch.nn.Parameter(torch.zeros(1))
+
+    def log_prob(self, x, noise):
+        {log_prob}
+"""
+NATS = "return torch.full((len(x),), -self.dimensions * math.log(256))"
+
+
+@pytest.fixture
+def flat(tmp_path: Path, weights: Path):
+    """`flat(log_prob)` is a plugin's file with a model of that body, which has weights in the returned folder."""
+
+    def flat(log_prob: str = NATS) -> tuple[Path, Path]:
+        path, folder = tmp_path / "flat.py", tmp_path / "flat-and-glow"
+        path.write_text(FLAT.format(log_prob=log_prob))
+        load_plugin(path)
+        if not folder.exists():
+            shutil.copytree(weights, folder)
+        entry = load_model("glow", "digits", weights=weights).entry
+        recipe = entry["recipe"] | {"config": {}}
+        save_model(MODELS.get("flat")(tuple(entry["shape"])), entry | {"model": "flat", "recipe": recipe}, folder)
+        return path, folder
+
+    return flat
+
+
+def test_columns_of_a_plugins_model_are_computed_anew_when_its_file_changes(run, flat) -> None:
+    asked = {"models": "flat", "detectors": "likelihood", "out": "glyphs8"}
+    bits = []
+    for body in (NATS, NATS.replace("256", "16")):
+        plugin, folder = flat(body)
+        bits.append(run(plugins=[plugin], weights=folder, **asked)[0]["bits_per_dim"]["in"])
+    assert bits == [pytest.approx(8), pytest.approx(4)]
 
 
 def test_run_gives_a_data_frame(weights: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from oodbench.engine.device import is_out_of_memory
 from oodbench.errors import OodbenchError, StatisticError
 from oodbench.models.noise import Noise
-from oodbench.registry import STATISTICS
+from oodbench.registry import MODELS, STATISTICS, Registry
 
 if TYPE_CHECKING:
     from oodbench.pretrained import TrainedModel
@@ -76,6 +76,7 @@ def passes_for(names: Sequence[str], model: "TrainedModel | None", precision: st
             "shape": model.module.shape,
             "model_parameters": model.module.statistic_parameters(),
             "precision": precision,
+            **_code(MODELS, model.name, "model_plugin"),
         }
     forward = model.module.columns if model is not None else ()
     passes = []
@@ -98,11 +99,22 @@ def _registered(name: str, model: "TrainedModel | None", forward: Sequence[str],
     def function(x: Tensor, noise: Noise) -> dict[str, Any]:
         return {name: statistic.function(module, x, noise)}
 
-    own = {"statistic": name, "version": statistic.version, "parameters": dict(statistic.parameters)}
+    own = {
+        "statistic": name,
+        "version": statistic.version,
+        "parameters": dict(statistic.parameters),
+        **_code(STATISTICS, name, "plugin"),
+    }
     facts = {**own, **facts} if statistic.needs_model else own
     origin = STATISTICS.origin_of(name)
     plugin = None if origin == "oodbench" else origin
     return Pass((name,), function, facts, statistic.needs_model, statistic.cached, plugin)
+
+
+def _code(registry: Registry[Any], name: str, fact: str) -> dict[str, str]:
+    """The part of the cache key that changes with a plugin's code; nothing for our own, which has declared versions."""
+    version = registry.version_of(name)
+    return {} if version is None else {fact: version}
 
 
 def _unknown(name: str, model: "TrainedModel | None", forward: Sequence[str]) -> str:
