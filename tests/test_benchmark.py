@@ -1,6 +1,7 @@
 """run() as a whole, on embedded images and a tiny flow."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -247,6 +248,45 @@ def test_wrong_input_is_told_in_one_sentence(run, changed, words: str, monkeypat
     monkeypatch.setattr(Glow, "statistics", None)  # and nothing was computed before
     with pytest.raises(OodbenchError, match=words):
         run(**changed)
+
+
+@pytest.fixture
+def lock_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`lock_cache()` takes the right to write anything in the cache (root's too)."""
+
+    def lock_cache() -> None:
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        there = os.access
+
+        def access(path: Path, mode: int) -> bool:
+            return there(path, mode) and not (mode & os.W_OK and Path(path).is_relative_to(tmp_path / "cache"))
+
+        monkeypatch.setattr(os, "access", access)
+
+    return lock_cache
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_a_model_pass(run, lock_cache, monkeypatch) -> None:
+    for split in ("validation", "test"):
+        load("digits", split)  # prepared already
+    load("glyphs8", "test")
+    lock_cache()
+    monkeypatch.setattr(Glow, "statistics", None)
+    with pytest.raises(OodbenchError, match=r"set OODBENCH_CACHE"):
+        run(out="glyphs8")
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_a_set_is_prepared(run, lock_cache, monkeypatch) -> None:
+    monkeypatch.setattr("oodbench.data.store._store", None)
+    lock_cache()
+    with pytest.raises(OodbenchError, match=r"set OODBENCH_CACHE"):
+        run(out="glyphs8")
+
+
+def test_a_cache_that_holds_everything_may_be_read_only(run, lock_cache) -> None:
+    first = run(out="glyphs8")
+    lock_cache()
+    assert [r["metrics"] for r in run(out="glyphs8")] == [r["metrics"] for r in first]
 
 
 def test_train_and_test_images_of_two_sizes_are_told_before_a_model_is_trained(

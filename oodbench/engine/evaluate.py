@@ -81,6 +81,8 @@ def evaluate(
         entry = Entry(cache or cache_dir(), {**source, **step.facts}, about) if step.cached else None
         ledgers.append(Ledger(step, entry, rows, place))
 
+    for ledger in ledgers:
+        ledger.check_writable()
     todo = np.flatnonzero(np.any([np.zeros(len(rows), bool), *(ledger.missing for ledger in ledgers)], axis=0))
     if len(todo):
         keep_freed_memory()
