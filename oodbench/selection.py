@@ -2,7 +2,8 @@
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from oodbench.errors import OodbenchError
 from oodbench.pretrained import TrainedModel, available_models, load_model
 from oodbench.registry import DETECTORS, MODELS, STATISTICS
 
-__all__ = ["BACKGROUND", "Contender", "check_names", "contenders", "pairs"]
+__all__ = ["BACKGROUND", "Contender", "check_names", "contenders", "pairs", "tell_skipped"]
 
 BACKGROUND = "@background"  # `log_px@background` is the column `log_px` of the companion model
 
@@ -101,7 +102,8 @@ def contenders(
 ) -> list[Contender]:
     """Every model asked for (default: all with weights for these in-distribution images) and what applies to it.
 
-    A named model without weights is trained first. A named detector that applies to no model is an `OodbenchError`.
+    A named model without weights is trained first. A plugin's model that cannot be built or trained is named on stderr
+    and left out. A named detector that applies to no model is an `OodbenchError`.
     """
     wanted = tuple(detectors or DETECTORS)
     controls = tuple(name for name in wanted if _is_control(name))
@@ -109,13 +111,10 @@ def contenders(
     trained = []
     if rest:
         trained = _models(images, models, weights, data_root, device, progress)
-        if not trained:
-            print(
-                f"oodbench: there are no weights for {images.name}; only model-free controls can run. "
-                "Name a model with --model to train it first.",
-                file=sys.stderr,
-            )
-    found = [_contender(model, rest, weights) for model in trained]
+    found = []
+    for model in trained:
+        with _skipping(model.name):
+            found.append(_contender(model, rest, weights))
     missing = [name for name in detectors or () if name in rest and not any(name in c.detectors for c in found)]
     if missing:
         needs = ", ".join(_detector(missing[0]).needs)
@@ -136,17 +135,24 @@ def _models(
     progress: bool,
 ) -> list[TrainedModel]:
     there = [name for name in MODELS if name in available_models(images.name, weights)]
+    if not (models or there):
+        print(
+            f"oodbench: there are no weights for {images.name}; only model-free controls can run. "
+            "Name a model with --model to train it first.",
+            file=sys.stderr,
+        )
     trained = []
     for name in models or there:
-        if name in there:
-            trained.append(load_model(name, images.name, weights=weights))
-        elif weights is not None:
-            load_model(name, images.name, weights=weights)  # says what is missing
-        else:
-            from oodbench.training import train
+        with _skipping(name):
+            if name in there:
+                trained.append(load_model(name, images.name, weights=weights))
+            elif weights is not None:
+                load_model(name, images.name, weights=weights)  # says what is missing
+            else:
+                from oodbench.training import train
 
-            print(f"oodbench: {name} has no weights for {images.name}: training the small preset.", file=sys.stderr)
-            trained.append(train(name, images.name, data_root=data_root, device=device, progress=progress))
+                print(f"oodbench: {name} has no weights for {images.name}: training the small preset.", file=sys.stderr)
+                trained.append(train(name, images.name, data_root=data_root, device=device, progress=progress))
     for model in trained:
         if model.entry["data_fingerprint"] != images.fingerprint:
             print(
@@ -155,6 +161,26 @@ def _models(
                 file=sys.stderr,
             )
     return trained
+
+
+@contextmanager
+def _skipping(name: str) -> Iterator[None]:
+    """Names a plugin's model that is broken, on stderr, and lets the others live; an `OodbenchError` is raised."""
+    try:
+        yield
+    except OodbenchError:
+        raise
+    except Exception as error:
+        origin = MODELS.origin_of(name)
+        if origin == "oodbench":
+            raise
+        tell_skipped(f"the model {name!r} (from {origin})", error)
+
+
+def tell_skipped(who: str, error: Exception) -> None:
+    """Says on stderr, in one line, who cannot go on and why."""
+    what = str(error) if isinstance(error, OodbenchError) else f"{type(error).__name__}: {error}"
+    print(f"oodbench: skipped {who}: {' '.join(what.split())}", file=sys.stderr)
 
 
 def _contender(model: TrainedModel, detectors: Sequence[str], weights: Path | None) -> Contender:

@@ -341,7 +341,7 @@ def test_columns_of_a_plugin_are_computed_anew_when_its_file_changes(run, tmp_pa
 FLAT = """
 import math
 import torch
-from oodbench import DensityModel, Likelihood, register
+from oodbench import DensityModel, Likelihood, OodbenchError, register
 
 @register.model("flat")
 class Flat(DensityModel):
@@ -354,23 +354,25 @@ class Flat(DensityModel):
 
     def log_prob(self, x, noise):
         {log_prob}
+
+    {more}
 """
 NATS = "return torch.full((len(x),), -self.dimensions * math.log(256))"
 
 
 @pytest.fixture
 def flat(tmp_path: Path, weights: Path):
-    """`flat(log_prob)` is a plugin's file with a model of that body, which has weights in the returned folder."""
+    """`flat(log_prob)` is a plugin's file with a model of that body, and a folder with weights of it and of a glow."""
+    path, folder = tmp_path / "flat.py", tmp_path / "flat-and-glow"
+    path.write_text(FLAT.format(log_prob=NATS, more=""))
+    load_plugin(path)
+    shutil.copytree(weights, folder)
+    entry = load_model("glow", "digits", weights=weights).entry
+    module = MODELS.get("flat")(tuple(entry["shape"]))
+    save_model(module, entry | {"model": "flat", "recipe": entry["recipe"] | {"config": {}}}, folder)
 
-    def flat(log_prob: str = NATS) -> tuple[Path, Path]:
-        path, folder = tmp_path / "flat.py", tmp_path / "flat-and-glow"
-        path.write_text(FLAT.format(log_prob=log_prob))
-        load_plugin(path)
-        if not folder.exists():
-            shutil.copytree(weights, folder)
-        entry = load_model("glow", "digits", weights=weights).entry
-        recipe = entry["recipe"] | {"config": {}}
-        save_model(MODELS.get("flat")(tuple(entry["shape"])), entry | {"model": "flat", "recipe": recipe}, folder)
+    def flat(log_prob: str = NATS, more: str = "") -> tuple[Path, Path]:
+        path.write_text(FLAT.format(log_prob=log_prob, more=more))
         return path, folder
 
     return flat
@@ -383,6 +385,61 @@ def test_columns_of_a_plugins_model_are_computed_anew_when_its_file_changes(run,
         plugin, folder = flat(body)
         bits.append(run(plugins=[plugin], weights=folder, **asked)[0]["bits_per_dim"]["in"])
     assert bits == [pytest.approx(8), pytest.approx(4)]
+
+
+BROKEN = {
+    "log_prob": {"log_prob": 'raise KeyError("what\\nit needs")'},
+    "a wrong shape": {"log_prob": "return torch.zeros(len(x) + 1)"},
+    "a sentence": {"log_prob": 'raise OodbenchError("It takes colour images only.")'},
+    "the parameters of its statistics": {"more": "def statistic_parameters(self): return {}['draws']"},
+    "loading": {"more": "def load_state_dict(self, state): raise KeyError(state)"},
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_a_plugins_model_that_fails_is_named_and_the_others_live(
+    run, flat, capsys: pytest.CaptureFixture[str], broken: dict[str, str]
+) -> None:
+    asked = {"detectors": ["likelihood", "annulus", "total_variation"], "out": ["glyphs8", "digits+invert"]}
+    plugin, folder = flat(**broken)
+    records = run(plugins=[plugin], weights=folder, **asked)
+    assert [(r["model"], r["detector"], r["out"]) for r in records] == [
+        (model, detector, out)
+        for model, detectors in (("glow", ("likelihood", "annulus")), ("none", ("total_variation",)))
+        for out in asked["out"]
+        for detector in detectors
+    ]
+    told = [line for line in capsys.readouterr().err.splitlines() if "flat" in line]
+    assert len(told) == 1
+    assert told[0].startswith("oodbench: skipped the model 'flat' ")
+
+
+def test_a_plugins_model_that_fails_alone_is_an_error(run, flat) -> None:
+    plugin, folder = flat(log_prob="1 / 0")
+    with pytest.raises(OodbenchError, match=r"The model 'flat' of .*flat\.py failed \(ZeroDivisionError"):
+        run(plugins=[plugin], weights=folder, models="flat", detectors="likelihood")
+
+
+def test_a_plugins_model_that_cannot_be_trained_is_named_and_a_bug_of_our_own_is_not_hidden(
+    run, flat, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(name: str, *arguments, **keywords):
+        raise ZeroDivisionError(name)
+
+    plugin, _ = flat()
+    monkeypatch.setattr("oodbench.pretrained.pretrained_folders", lambda: [weights])
+    monkeypatch.setattr("oodbench.training.train", fail)
+    asked = {"weights": None, "detectors": "likelihood", "out": "glyphs8", "plugins": [plugin]}
+    assert [r["model"] for r in run(models=["flat", "glow"], **asked)] == ["glow"]
+    assert "skipped the model 'flat'" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError, match="vae"):
+        run(models=["vae", "glow"], **asked)
+
+
+def test_a_bug_in_a_model_of_our_own_is_not_hidden(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Glow, "statistics", lambda self, x, noise: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(detectors=["likelihood", "total_variation"], out="glyphs8")
 
 
 def test_run_gives_a_data_frame(weights: Path) -> None:
