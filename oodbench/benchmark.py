@@ -154,7 +154,7 @@ def _record(trial: Trial, out: str, scored: Scored, old: list[Record], how: How)
 
 
 def _write_scores(trial: Trial, folder: Path, out: str, scored: list[Scored]) -> None:
-    """`<folder>/<in>/<model>/<out>.csv`: a row an image: set, index there, every detector's score."""
+    """`<out>.csv` in the contender's folder: a row an image: set, index there, every detector's score."""
     import pandas as pd
 
     outside = next(images for images in trial.outs if images.name == out)
@@ -162,7 +162,7 @@ def _write_scores(trial: Trial, folder: Path, out: str, scored: list[Scored]) ->
     for images, field in ((trial.test, "score_in"), (outside, "score_out")):
         columns = {one.detector: getattr(one, field) for one in scored if one.group_size == 1}
         sides.append(pd.DataFrame({"set": images.name, "index": images.index, **columns}))
-    path = folder / safe_name(trial.test.name) / trial.contender.name / f"{safe_name(out)}.csv"
+    path = trial.contender.folder(folder, trial.test.name) / f"{safe_name(out)}.csv"
     with write_atomically(path) as file:
         file.write(pd.concat(sides).to_csv(index=False).encode())
 

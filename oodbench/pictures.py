@@ -39,7 +39,7 @@ def plot(
     pictures = []
     for trial, other, scored in measure(list(trials(in_, out, models, detectors, weights, how)), how):
         name = trial.contender.name
-        stem = results / safe_name(trial.test.name) / name / safe_name(other)
+        stem = trial.contender.folder(results, trial.test.name) / safe_name(other)
         title = f"{name if trial.contender.model else 'model-free controls'}, {trial.test.name} against {other}"
         sides = {n: trial.evaluations[n].columns for n in (trial.test.name, other)}
         if all("log_px" in columns for columns in sides.values()):

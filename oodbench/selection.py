@@ -11,6 +11,7 @@ from oodbench.data import Images
 from oodbench.detector import Detector
 from oodbench.errors import OodbenchError
 from oodbench.pretrained import TrainedModel, available_models, load_model
+from oodbench.records import folder_of
 from oodbench.registry import DETECTORS, MODELS, STATISTICS
 
 __all__ = ["BACKGROUND", "Contender", "check_names", "contenders", "pairs", "tell_skipped"]
@@ -43,6 +44,11 @@ class Contender:
     def name(self) -> str:
         """The model's name in records."""
         return self.model.name if self.model else "none"
+
+    def folder(self, root: Path, in_: str) -> Path:
+        """Where under `root` pictures and scores of this model lie: those of two weights never in one folder."""
+        preset, weights = (self.model.entry["preset"], self.model.weights) if self.model else (None, None)
+        return folder_of(root, in_, self.name, preset, weights)
 
 
 def pairs(in_: Sequence[str] | None, out: Sequence[str] | None) -> dict[str, list[str]]:

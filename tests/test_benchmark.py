@@ -108,9 +108,17 @@ def test_a_record_is_strict_json_with_everything_to_repeat_it(run) -> None:
     assert provenance <= record["provenance"].keys()
 
 
+def scores_of(folder: Path, weights: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "digits" / folder_name(weights) / "glyphs8.csv")
+
+
+def folder_name(weights: Path) -> str:
+    return f"glow@small-{load_model('glow', 'digits', weights=weights).weights[:8]}"
+
+
 def test_likelihoods_bits_and_score_agree(run, weights: Path, tmp_path: Path) -> None:
     record = run(detectors="likelihood", out="glyphs8", scores=tmp_path / "scores")[0]
-    scores = pd.read_csv(tmp_path / "scores" / "digits" / "glow" / "glyphs8.csv")
+    scores = scores_of(tmp_path / "scores", weights)
     inside = scores[scores["set"] == "digits"]
     assert len(inside) == LIMIT
     bits = inside["likelihood"].mean() / (64 * np.log(2))  # -log p
@@ -122,12 +130,14 @@ def test_likelihoods_bits_and_score_agree(run, weights: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
-def test_the_batch_size_changes_nothing(run, batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_size_changes_nothing(
+    run, batch_size: int, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tables = []
     for size in (64, batch_size):
         monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / f"cache{size}"))
         run(batch_size=size, scores=tmp_path / str(size), out="glyphs8")
-        tables.append(pd.read_csv(tmp_path / str(size) / "digits" / "glow" / "glyphs8.csv"))
+        tables.append(scores_of(tmp_path / str(size), weights))
     for column in ("likelihood", "likelihood_ratio", "annulus"):
         np.testing.assert_allclose(tables[0][column], tables[1][column], rtol=1e-5, atol=2e-3)
 
@@ -214,6 +224,22 @@ def test_pictures_are_drawn_beside_the_records(run, weights: Path, tmp_path: Pat
     pictures = plot("digits", ["glyphs8"], results=tmp_path, weights=weights, limit=20)
     assert {p.name for p in pictures} == {"glyphs8-bits.png", "glyphs8-roc.png"}
     assert all(p.stat().st_size > 1000 for p in pictures)
+
+
+def test_pictures_and_scores_of_two_weights_of_one_name_lie_apart(run, weights: Path, tmp_path: Path) -> None:
+    save(tmp_path / "other", "model", 5)
+    both, results, scores = (weights, tmp_path / "other"), tmp_path / "results", tmp_path / "scores"
+    for one in both:
+        asked = {"out": ["glyphs8"], "detectors": ["likelihood"], "weights": one, "limit": 20}
+        drawn = plot("digits", results=results, **asked)  # no records say yet whose folder `glow` is
+        assert {p.parent for p in drawn} == {results / "digits" / folder_name(one)}
+        run(results=results, scores=scores, **asked)
+    tables = [scores_of(scores, one)["likelihood"] for one in both]
+    assert (tables[0] != tables[1]).all()
+    folders = [plot("digits", results=results, **asked | {"weights": one})[0].parent for one in both]
+    assert folders == [results / "digits" / "glow", results / "digits" / folder_name(tmp_path / "other")]
+    for folder, one in zip(folders, both, strict=True):  # beside their records
+        assert load_model("glow", "digits", weights=one).weights in (folder / "glyphs8.json").read_text()
 
 
 def test_another_copy_of_the_data_is_named_in_one_line(tmp_path: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
