@@ -178,6 +178,16 @@ def test_all_detectors_cost_the_passes_of_one(run, monkeypatch: pytest.MonkeyPat
     assert sum(calls) == one > 0
 
 
+def test_the_seconds_are_those_of_the_passes_that_computed_the_columns(run) -> None:
+    def seconds(detector: str) -> float:
+        return run(detectors=detector, out="glyphs8")[0]["provenance"]["seconds_per_image"]
+
+    one = seconds("likelihood")
+    assert seconds("likelihood") == one > 0  # from the cache
+    two = seconds("likelihood_ratio")
+    assert seconds("likelihood_ratio") == two > one  # the companion's pass counts too
+
+
 def test_fit_sees_validation_images_only(run) -> None:
     seen = []
 
