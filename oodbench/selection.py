@@ -10,6 +10,7 @@ from pathlib import Path
 from oodbench.data import Images
 from oodbench.detector import Detector
 from oodbench.errors import OodbenchError
+from oodbench.how import How
 from oodbench.pretrained import TrainedModel, available_models, load_model
 from oodbench.records import folder_of
 from oodbench.registry import DETECTORS, MODELS, STATISTICS
@@ -98,13 +99,7 @@ def _typo(name: str) -> str | None:
 
 
 def contenders(
-    images: Images,
-    models: Sequence[str] | None,
-    detectors: Sequence[str] | None,
-    weights: Path | None,
-    data_root: Path | None,
-    device: str,
-    progress: bool,
+    images: Images, models: Sequence[str] | None, detectors: Sequence[str] | None, how: How
 ) -> list[Contender]:
     """Every model asked for (default: all with weights for these in-distribution images) and what applies to it.
 
@@ -116,11 +111,11 @@ def contenders(
     rest = [name for name in wanted if name not in controls]
     trained = []
     if rest:
-        trained = _models(images, models, weights, data_root, device, progress)
+        trained = _models(images, models, how)
     found = []
     for model in trained:
         with _skipping(model.name):
-            found.append(_contender(model, rest, weights))
+            found.append(_contender(model, rest, how.weights))
     missing = [name for name in detectors or () if name in rest and not any(name in c.detectors for c in found)]
     if missing:
         needs = ", ".join(_detector(missing[0]).needs)
@@ -132,15 +127,8 @@ def contenders(
     return found + ([Contender(None, None, controls)] if controls else [])
 
 
-def _models(
-    images: Images,
-    models: Sequence[str] | None,
-    weights: Path | None,
-    data_root: Path | None,
-    device: str,
-    progress: bool,
-) -> list[TrainedModel]:
-    there = [name for name in MODELS if name in available_models(images.name, weights)]
+def _models(images: Images, models: Sequence[str] | None, how: How) -> list[TrainedModel]:
+    there = [name for name in MODELS if name in available_models(images.name, how.weights)]
     if not (models or there):
         print(
             f"oodbench: there are no weights for {images.name}; only model-free controls can run. "
@@ -151,14 +139,16 @@ def _models(
     for name in models or there:
         with _skipping(name):
             if name in there:
-                trained.append(load_model(name, images.name, weights=weights))
-            elif weights is not None:
-                load_model(name, images.name, weights=weights)  # says what is missing
+                trained.append(load_model(name, images.name, weights=how.weights))
+            elif how.weights is not None:
+                load_model(name, images.name, weights=how.weights)  # says what is missing
             else:
                 from oodbench.training import train
 
                 print(f"oodbench: {name} has no weights for {images.name}: training the small preset.", file=sys.stderr)
-                trained.append(train(name, images.name, data_root=data_root, device=device, progress=progress))
+                trained.append(
+                    train(name, images.name, data_root=how.data_root, device=how.device, progress=how.progress)
+                )
     for model in trained:
         if model.entry["data_fingerprint"] != images.fingerprint:
             print(

@@ -3,38 +3,21 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from oodbench.data import Domain, Images, adaptation, in_domain, load
+from oodbench.data import Domain, Images, adaptation, in_domain
 from oodbench.detector import Columns, Detector
 from oodbench.engine import Evaluation, evaluate
 from oodbench.errors import ModelError, OodbenchError, PluginError, StatisticError
+from oodbench.how import How
 from oodbench.registry import DETECTORS
 from oodbench.selection import BACKGROUND, Contender, tell_skipped
 
-__all__ = ["How", "Scored", "Trial", "measure"]
+__all__ = ["Scored", "Trial", "measure"]
 
 PRECISION_IMAGES = 128  # on which the error of bfloat16 networks is measured
-
-
-@dataclass(frozen=True)
-class How:
-    """How everything is computed."""
-
-    data_root: Path | None
-    seed: int
-    device: str
-    batch_size: int | Literal["auto"]
-    precision: Literal["float32", "bfloat16"]
-    limit: int | None
-    progress: bool
-
-    def load(self, name: str, split: str) -> Images:
-        images = load(name, split, self.data_root)
-        return images if self.limit is None else images.limit(self.limit, self.seed)
 
 
 @dataclass(frozen=True)
