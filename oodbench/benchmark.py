@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import numpy as np
 
@@ -13,12 +13,13 @@ from oodbench.engine.device import choose_device
 from oodbench.errors import OodbenchError
 from oodbench.evaluation import METRICS_VERSION, count_nonfinite, evaluate_scores
 from oodbench.files import check_writable, write_atomically
+from oodbench.how import How, Options
 from oodbench.models.base import bits_per_dim
 from oodbench.plugins import load_plugins
 from oodbench.provenance import commit, device_name, versions
 from oodbench.records import SCHEMA, Record, read_records, write_records
 from oodbench.selection import check_names, contenders, pairs
-from oodbench.trial import How, Scored, Trial, measure
+from oodbench.trial import Scored, Trial, measure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,32 +40,24 @@ def run_records(
     models: Sequence[str] | str | None = None,
     detectors: Sequence[str] | str | None = None,
     *,
-    data_root: Path | None = None,
     results: Path | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    batch_size: int | Literal["auto"] = "auto",
-    precision: Literal["float32", "bfloat16"] = "float32",
-    limit: int | None = None,
-    plugins: Sequence[Path] = (),
-    weights: Path | None = None,
     scores: Path | None = None,
-    progress: bool = True,
+    **options: Unpack[Options],
 ) -> list[Record]:
     """Measures detectors on pairs of data sets and returns one record a model, detector and group size.
 
     Without `in_` the embedded pairs; without `models` all with weights for the in-distribution set, and the model-free
-    controls; without `detectors` all that apply. `limit` takes a seeded subset of every set. Records are kept in the
-    folder `results`, per-image scores in the folder `scores`. Wrong names, images or weights raise `OodbenchError`
+    controls; without `detectors` all that apply. Records are kept in the folder `results`, per-image scores in the
+    folder `scores`; the other keywords are the fields of `How`. Wrong names, images or weights raise `OodbenchError`
     before anything is computed.
     """
-    load_plugins(plugins)
+    how = How(**options)
+    load_plugins(how.plugins)
     for folder in filter(None, (results, scores)):
         check_writable(folder)
     old = read_records(results) if results else []
-    how = How(data_root, seed, device, batch_size, precision, limit, progress)
     records: list[Record] = []
-    for trial, name, scored in measure(list(trials(in_, out, models, detectors, weights, how)), how):
+    for trial, name, scored in measure(list(trials(in_, out, models, detectors, how)), how):
         made = [_record(trial, name, one, old, how) for one in scored]
         records += made
         if results and made:
@@ -79,7 +72,6 @@ def trials(
     out: Sequence[str] | str | None,
     models: Sequence[str] | str | None,
     detectors: Sequence[str] | str | None,
-    weights: Path | None,
     how: How,
 ) -> Iterator[Trial]:
     """Everything that will be computed. All names and images are checked before weights are loaded or trained."""
@@ -97,7 +89,7 @@ def trials(
                 "bring them to one size."
             )
     for test, validation, outs in sets:
-        for contender in contenders(validation, models, detectors, weights, how.data_root, how.device, how.progress):
+        for contender in contenders(validation, models, detectors, how):
             yield Trial(contender, validation, test, outs)
 
 
@@ -154,7 +146,7 @@ def _record(trial: Trial, out: str, scored: Scored, old: list[Record], how: How)
 
 
 def _write_scores(trial: Trial, folder: Path, out: str, scored: list[Scored]) -> None:
-    """`<folder>/<in>/<model>/<out>.csv`: a row an image: set, index there, every detector's score."""
+    """`<out>.csv` in the contender's folder: a row an image: set, index there, every detector's score."""
     import pandas as pd
 
     outside = next(images for images in trial.outs if images.name == out)
@@ -162,7 +154,7 @@ def _write_scores(trial: Trial, folder: Path, out: str, scored: list[Scored]) ->
     for images, field in ((trial.test, "score_in"), (outside, "score_out")):
         columns = {one.detector: getattr(one, field) for one in scored if one.group_size == 1}
         sides.append(pd.DataFrame({"set": images.name, "index": images.index, **columns}))
-    path = folder / safe_name(trial.test.name) / trial.contender.name / f"{safe_name(out)}.csv"
+    path = trial.contender.folder(folder, trial.test.name) / f"{safe_name(out)}.csv"
     with write_atomically(path) as file:
         file.write(pd.concat(sides).to_csv(index=False).encode())
 

@@ -9,7 +9,6 @@ from typer.core import TyperGroup
 
 from oodbench.errors import OodbenchError
 from oodbench.options import (
-    BatchSize,
     DataRoot,
     Detectors,
     Device,
@@ -17,21 +16,18 @@ from oodbench.options import (
     FormatOption,
     In,
     Kind,
-    Limit,
     Metric,
     Model,
     Models,
     Out,
     Plugins,
-    Precision,
-    PrecisionOption,
     Preset,
     Results,
     Rows,
     Seed,
     Seeds,
     TrainedOn,
-    Weights,
+    computing,
 )
 
 __all__ = ["app", "main"]
@@ -82,26 +78,20 @@ app = typer.Typer(
         "oodbench run --in mnist --out kmnist --plugin my_score.py --detector my_score --scores scores/",
     )
 )
+@computing
 def run(
     in_: In = None,
     out: Out = None,
     model: Models = None,
     detector: Detectors = None,
-    data_root: DataRoot = None,
     results: Results = Path("results"),
     scores: Annotated[
         Path | None,
         typer.Option("--scores", envvar="OODBENCH_SCORES", help="Folder to write per-image scores to, as CSV."),
     ] = None,
-    seed: Seed = 0,
     seeds: Seeds = None,
-    device: Device = "auto",
-    batch_size: BatchSize = "auto",
-    precision: PrecisionOption = Precision.FLOAT32,
-    limit: Limit = None,
     format_: FormatOption = Format.TABLE,
-    plugin: Plugins = None,
-    weights: Weights = None,
+    **options: Any,
 ) -> None:
     """Measure detectors on pairs of data sets.
 
@@ -112,22 +102,15 @@ def run(
     from oodbench.report import table as render
 
     records: list[dict[str, Any]] = []
-    for one_seed in seeds or [seed]:
+    for seed in seeds or [options["seed"]]:
         records += run_records(
             in_=in_,
             out=out,
             models=model,
             detectors=detector,
-            data_root=data_root,
             results=results,
-            seed=one_seed,
-            device=device,
-            batch_size=batch_size,
-            precision=precision.value,
-            limit=limit,
-            plugins=plugin or [],
-            weights=weights,
             scores=scores,
+            **options | {"seed": seed},
         )
     typer.echo(render(records, format=format_.value).rstrip("\n"))
 
@@ -191,6 +174,7 @@ def train(
         "oodbench score npz:new.npz --in fashionmnist --model pixelcnn++ --detector typicality --output scores.csv",
     )
 )
+@computing
 def score(
     images: Annotated[str, typer.Argument(help="folder:PATH, npz:PATH or a data set's name.")],
     dataset: TrainedOn,
@@ -199,14 +183,7 @@ def score(
     output: Annotated[
         Path | None, typer.Option("--output", envvar="OODBENCH_OUTPUT", help="CSV file. Default: standard output.")
     ] = None,
-    data_root: DataRoot = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    batch_size: BatchSize = "auto",
-    precision: PrecisionOption = Precision.FLOAT32,
-    limit: Limit = None,
-    plugin: Plugins = None,
-    weights: Weights = None,
+    **options: Any,
 ) -> None:
     """Score images of your own.
 
@@ -214,21 +191,7 @@ def score(
     """
     from oodbench.scoring import score_images
 
-    scored = score_images(
-        images=images,
-        model=model,
-        dataset=dataset,
-        detector=detector,
-        output=output,
-        data_root=data_root,
-        seed=seed,
-        device=device,
-        batch_size=batch_size,
-        precision=precision.value,
-        limit=limit,
-        plugins=plugin or [],
-        weights=weights,
-    )
+    scored = score_images(images=images, model=model, dataset=dataset, detector=detector, output=output, **options)
     if output is None:
         typer.echo(scored.to_csv(index=False), nl=False)
 
@@ -276,20 +239,14 @@ def table(
         "oodbench plot --in fashionmnist --out mnist --model glow --detector likelihood --detector typicality",
     )
 )
+@computing
 def plot(
     in_: In = None,
     out: Out = None,
     model: Models = None,
     detector: Detectors = None,
-    data_root: DataRoot = None,
     results: Results = Path("results"),
-    seed: Seed = 0,
-    device: Device = "auto",
-    batch_size: BatchSize = "auto",
-    precision: PrecisionOption = Precision.FLOAT32,
-    limit: Limit = None,
-    plugin: Plugins = None,
-    weights: Weights = None,
+    **options: Any,
 ) -> None:
     """Draw score histograms and ROC curves.
 
@@ -297,22 +254,7 @@ def plot(
     """
     from oodbench.pictures import plot as draw
 
-    pictures = draw(
-        in_=in_,
-        out=out,
-        models=model,
-        detectors=detector,
-        data_root=data_root,
-        results=results,
-        seed=seed,
-        device=device,
-        batch_size=batch_size,
-        precision=precision.value,
-        limit=limit,
-        plugins=plugin or [],
-        weights=weights,
-    )
-    for picture in pictures:
+    for picture in draw(in_=in_, out=out, models=model, detectors=detector, results=results, **options):
         typer.echo(picture)
 
 

@@ -34,7 +34,8 @@ def check_writable(folder: Path) -> None:
     """Raises `OodbenchError` if nothing can be written below this folder, which need not exist yet."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise OodbenchError(f"Cannot write to {folder}: {there} is not a folder to write to, so name another.")
+        remedy = "set OODBENCH_CACHE to one" if folder.is_relative_to(cache_dir()) else "name another"
+        raise OodbenchError(f"Cannot write to {folder}: {there} is not a folder to write to, so {remedy}.")
 
 
 @contextmanager

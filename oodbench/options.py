@@ -1,5 +1,7 @@
 """The commands' options: names, environment variables, help."""
 
+import inspect
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +24,6 @@ __all__ = [
     "Out",
     "Plugins",
     "Precision",
-    "PrecisionOption",
     "Preset",
     "Results",
     "Rows",
@@ -30,6 +31,7 @@ __all__ = [
     "Seeds",
     "TrainedOn",
     "Weights",
+    "computing",
 ]
 
 
@@ -70,13 +72,6 @@ class Metric(StrEnum):
     FPR95 = "fpr95"
 
 
-class Precision(StrEnum):
-    """What the networks compute in; likelihoods are summed in float32 or better."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
 class Preset(StrEnum):
     """How large a model is."""
 
@@ -91,6 +86,12 @@ def _batch_size(text: str) -> int | str:
     if not text.isdecimal() or int(text) < 1:
         raise typer.BadParameter(f"{text!r} is neither 'auto' nor a positive number of images.")
     return int(text)
+
+
+def _precision(text: str) -> str:
+    if text not in ("float32", "bfloat16"):
+        raise typer.BadParameter(f"{text!r} is neither 'float32' nor 'bfloat16'.")
+    return text
 
 
 def _seeds(text: str) -> list[int]:
@@ -168,8 +169,15 @@ BatchSize = Annotated[
         "--batch-size", envvar="OODBENCH_BATCH_SIZE", parser=_batch_size, metavar="auto|N", help="Images at a time."
     ),
 ]
-PrecisionOption = Annotated[
-    Precision, typer.Option("--precision", envvar="OODBENCH_PRECISION", help="What the networks compute in.")
+Precision = Annotated[
+    Any,
+    typer.Option(
+        "--precision",
+        envvar="OODBENCH_PRECISION",
+        parser=_precision,
+        metavar="float32|bfloat16",
+        help="What the networks compute in; likelihoods are summed in float32 or better.",
+    ),
 ]
 Limit = Annotated[
     int | None,
@@ -191,3 +199,26 @@ Weights = Annotated[
     ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", envvar="OODBENCH_FORMAT", help="How the table is printed.")]
+
+
+def _common(
+    *,
+    data_root: DataRoot = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    precision: Precision = "float32",
+    limit: Limit = None,
+    plugins: Plugins = [],  # noqa: B006  # typer makes a new list
+    weights: Weights = None,
+) -> None:
+    """The options of all commands that compute columns, by the names of `How`."""
+
+
+def computing(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options `_common` in place of its `**options`, which receives them."""
+    own = [each for each in inspect.signature(command).parameters.values() if each.kind is not each.VAR_KEYWORD]
+    parameters = [*own, *inspect.signature(_common).parameters.values()]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # where typer looks
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command

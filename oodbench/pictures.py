@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Unpack
 
 from oodbench.benchmark import trials
 from oodbench.data import safe_name
 from oodbench.files import check_writable
+from oodbench.how import How, Options
 from oodbench.models.base import bits_per_dim
 from oodbench.plugins import load_plugins
-from oodbench.trial import How, measure
+from oodbench.trial import measure
 
 __all__ = ["plot"]
 
@@ -20,26 +21,22 @@ def plot(
     models: Sequence[str] | None = None,
     detectors: Sequence[str] | None = None,
     *,
-    data_root: Path | None = None,
     results: Path = Path("results"),
-    seed: int = 0,
-    device: str = "auto",
-    batch_size: int | Literal["auto"] = "auto",
-    precision: Literal["float32", "bfloat16"] = "float32",
-    limit: int | None = None,
-    plugins: Sequence[Path] = (),
-    weights: Path | None = None,
+    **options: Unpack[Options],
 ) -> list[Path]:
-    """For every model and pair a histogram of bits/dim and the ROC curves of all detectors, beside the records."""
+    """For every model and pair a histogram of bits/dim and the ROC curves of all detectors, beside the records.
+
+    The keywords are those of `run`.
+    """
     from oodbench.report import histograms, roc_curves
 
-    load_plugins(plugins)
+    how = How(**options)
+    load_plugins(how.plugins)
     check_writable(results)
-    how = How(data_root, seed, device, batch_size, precision, limit, progress=True)
     pictures = []
-    for trial, other, scored in measure(list(trials(in_, out, models, detectors, weights, how)), how):
+    for trial, other, scored in measure(list(trials(in_, out, models, detectors, how)), how):
         name = trial.contender.name
-        stem = results / safe_name(trial.test.name) / name / safe_name(other)
+        stem = trial.contender.folder(results, trial.test.name) / safe_name(other)
         title = f"{name if trial.contender.model else 'model-free controls'}, {trial.test.name} against {other}"
         sides = {n: trial.evaluations[n].columns for n in (trial.test.name, other)}
         if all("log_px" in columns for columns in sides.values()):

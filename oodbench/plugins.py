@@ -29,7 +29,7 @@ class Plugin:
 
     where: str  # the file's path, or the entry point
     origin: str  # who registers: "oodbench" for the built-in detectors, else the same as `where`
-    version: str  # a hash of the file, or what the entry point points to
+    version: str  # a hash of the file, or what the entry point points to and its package's version
     names: tuple[tuple[Registry[Any], str], ...]  # what it registered
     fault: str | None  # why it was skipped
 
@@ -69,7 +69,8 @@ def load_entry_points() -> None:
     for entry in metadata.entry_points(group=_GROUP):
         where = f"entry point {entry.name} = {entry.value}"
         if where not in _plugins:
-            _plugins[where] = _admit(where, where, entry.value, entry.load)
+            version = f"{entry.value} {entry.dist.version if entry.dist else ''}".strip()
+            _plugins[where] = _admit(where, where, version, entry.load)
 
 
 def load_plugin(path: Path | str, *, origin: str | None = None) -> None:
@@ -116,7 +117,7 @@ def _admit(where: str, origin: str, version: str, execute: Callable[[], Any]) ->
     added: list[tuple[Registry[Any], str]] = []
     fault: str | None = "interrupted"
     try:
-        with _recording(origin, added):
+        with _recording(origin, version, added):
             execute()
         fault = next(filter(None, (_fault(registry, name) for registry, name in added)), None)
     except (Exception, SystemExit) as error:
@@ -131,16 +132,17 @@ def _admit(where: str, origin: str, version: str, execute: Callable[[], Any]) ->
 
 
 @contextmanager
-def _recording(origin: str, added: list[tuple[Registry[Any], str]]) -> Iterator[None]:
-    """Signs what is registered meanwhile with `origin`, and lists it in `added`."""
-    before = [(registry, registry.origin, set(registry)) for registry in _REGISTRIES]
+def _recording(origin: str, version: str, added: list[tuple[Registry[Any], str]]) -> Iterator[None]:
+    """Signs what is registered meanwhile with `origin` and the `version` of its code, and lists it in `added`."""
+    before = [(registry, registry.origin, registry.version, set(registry)) for registry in _REGISTRIES]
     for registry in _REGISTRIES:
-        registry.origin = origin
+        # Our own code says itself, by a version, when its numbers change.
+        registry.origin, registry.version = origin, None if origin == "oodbench" else version
     try:
         yield
     finally:
-        for registry, signature, names in before:
-            registry.origin = signature
+        for registry, former_origin, former_version, names in before:
+            registry.origin, registry.version = former_origin, former_version
             added += [(registry, name) for name in registry if name not in names]
 
 

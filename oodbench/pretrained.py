@@ -129,20 +129,22 @@ def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | None 
         if entry[part] != usual:
             name += f"-{'seed' if part == 'seed' else ''}{entry[part]}"
     file = folder / safe_name(entry["dataset"]) / f"{name}{_SUFFIX}"
-    with write_atomically(file) as stream:
-        stream.write(save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}))
-    entry = entry | {
-        "file": file.relative_to(folder).as_posix(),
-        "sha256": sha256(file),
-        "bytes": file.stat().st_size,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    with _locked(folder):
-        rows = [row for row in _read_index(folder) if row["file"] != entry["file"]] + [entry]
-        rows.sort(key=lambda row: row["file"].removesuffix(_SUFFIX))  # "glow" before "glow-paper" and "glow-seed1"
+    content = save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()})
+    with _locked(folder):  # the file too: its row must speak of what it holds
+        others = [row for row in _read_index(folder) if folder / row["file"] != file]
+        with write_atomically(file) as stream:
+            stream.write(content)
+        entry = entry | {
+            "file": file.relative_to(folder).as_posix(),
+            "sha256": sha256(file),
+            "bytes": file.stat().st_size,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        # "glow" before "glow-paper" and "glow-seed1"
+        rows = sorted([*others, entry], key=lambda row: row["file"].removesuffix(_SUFFIX))
         with write_atomically(folder / "index.json") as stream:
             stream.write(_index_text(rows).encode())
-    return _load(file, entry)
+        return _load(file, entry)
 
 
 def _candidates(dataset: str, weights: Path | None) -> list[tuple[Path, dict[str, Any]]]:
@@ -200,7 +202,12 @@ def _index_text(rows: list[dict[str, Any]]) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Two trainings that end at once add to the index one after the other."""
-    with (folder / ".lock").open("w") as file:
+    """Two trainings that end at once write their weights and rows one after the other."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise OodbenchError(f"Could not write {folder} ({error}): choose another folder for weights.") from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

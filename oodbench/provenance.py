@@ -13,6 +13,7 @@ __all__ = ["commit", "device_name", "installed_version", "versions"]
 def versions() -> dict[str, str]:
     """Versions of what computes."""
     import numpy
+    import PIL
     import torch
 
     return {
@@ -20,6 +21,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
+        "pillow": PIL.__version__,  # it scales images
     }
 
 

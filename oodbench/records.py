@@ -11,7 +11,7 @@ from oodbench.data import safe_name
 from oodbench.errors import OodbenchError
 from oodbench.files import write_atomically
 
-__all__ = ["SCHEMA", "Record", "data_hash", "read_records", "to_json", "write_records"]
+__all__ = ["SCHEMA", "Record", "data_hash", "folder_of", "read_records", "to_json", "write_records"]
 
 SCHEMA = 1
 
@@ -36,7 +36,8 @@ def write_records(results_dir: Path, records: Sequence[Record]) -> Path:
     if len({(r["in"], r["model"], r["out"], _owner(r), data_hash(r)) for r in records}) != 1:
         raise ValueError("write_records takes records of one model, with one set of weights, on one pair.")
     first = records[0]
-    path = _folder(Path(results_dir) / safe_name(first["in"]), first) / f"{safe_name(first['out'])}.json"
+    folder = folder_of(Path(results_dir), first["in"], first["model"], *_owner(first), claim=True)
+    path = folder / f"{safe_name(first['out'])}.json"
     if path.exists() and data_hash(_read(path)[0]) != data_hash(first):
         path = path.with_name(f"{path.stem}@{data_hash(first)}.json")
     entries = {_entry_key(record): record for record in _read(path)} if path.exists() else {}
@@ -47,6 +48,20 @@ def write_records(results_dir: Path, records: Sequence[Record]) -> Path:
     with write_atomically(path) as file:
         file.write(_pack(first, [entries[key] for key in sorted(entries)]).encode())
     return path
+
+
+def folder_of(
+    root: Path, in_: str, model: str, preset: str | None, weights: str | None, *, claim: bool = False
+) -> Path:
+    """Where under `root` things lie that were made with these weights: `<in>/<model>` if the records there are theirs.
+
+    Else it is `<in>/<model>@<preset>-<short weight hash>`, so that two models of one name never overwrite each other.
+    A folder without records belongs to nobody, unless the caller's records `claim` it; the controls have no weights.
+    """
+    folder = Path(root) / safe_name(in_) / safe_name(model)
+    earlier = next(iter(sorted(folder.glob("*.json"))), None)
+    mine = _owner(_read(earlier)[0]) == (preset, weights) if earlier else claim or weights is None
+    return folder if mine else folder.with_name(f"{folder.name}@{safe_name(preset or 'own')}-{(weights or 'none')[:8]}")
 
 
 def read_records(
@@ -134,12 +149,3 @@ def data_hash(record: Record) -> str:
     provenance = record.get("provenance", {})
     facts = to_json({key: provenance.get(key) for key in ("data", "adaptation")})
     return hashlib.sha256(facts.encode()).hexdigest()[:8]
-
-
-def _folder(parent: Path, record: Record) -> Path:
-    folder = parent / safe_name(record["model"])
-    earlier = next(iter(sorted(folder.glob("*.json"))), None)
-    if earlier is None or _owner(_read(earlier)[0]) == _owner(record):
-        return folder
-    preset, weights = _owner(record)
-    return folder.with_name(f"{folder.name}@{preset or 'own'}-{(weights or 'none')[:8]}")

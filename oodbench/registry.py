@@ -21,6 +21,7 @@ class _Entry(Generic[T]):
     value: T | str  # a string is "module:attribute", imported when first asked for
     summary: str
     origin: str
+    version: str | None
 
 
 class Registry(Generic[T]):
@@ -28,9 +29,11 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, builtin: dict[str, tuple[str, str]] | None = None) -> None:
         self.kind = kind
-        self.origin = "oodbench"  # who registers now: the plugin loader sets this while a plugin runs
+        # Who registers now, and a hash of its code: the plugin loader sets these while a plugin runs.
+        self.origin = "oodbench"
+        self.version: str | None = None
         self._entries: dict[str, _Entry[T]] = {
-            name: _Entry(where, summary, "oodbench") for name, (where, summary) in (builtin or {}).items()
+            name: _Entry(where, summary, "oodbench", None) for name, (where, summary) in (builtin or {}).items()
         }
 
     def add(self, name: str, value: T, summary: str = "") -> None:
@@ -42,7 +45,7 @@ class Registry(Generic[T]):
                 f"A {self.kind} named {name!r} exists already (from {self._entries[name].origin}): choose another name."
             )
         lines = (summary or getattr(value, "__doc__", None) or "").strip().splitlines()
-        self._entries[name] = _Entry(value, lines[0] if lines else "", self.origin)
+        self._entries[name] = _Entry(value, lines[0] if lines else "", self.origin, self.version)
 
     def remove(self, name: str) -> None:
         """Takes a name out again."""
@@ -71,6 +74,10 @@ class Registry(Generic[T]):
     def origin_of(self, name: str) -> str:
         """Who registered the name: `oodbench`, or the plugin's file or entry point."""
         return self._entries[name].origin
+
+    def version_of(self, name: str) -> str | None:
+        """What tells one state of a plugin's code from another; None for what is our own, or not registered."""
+        return self._entries[name].version if name in self._entries else None
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
@@ -10,9 +10,10 @@ from oodbench.data import load
 from oodbench.engine.device import choose_device
 from oodbench.errors import OodbenchError
 from oodbench.files import check_writable, write_atomically
+from oodbench.how import How, Options
 from oodbench.plugins import load_plugins
 from oodbench.selection import check_names, contenders
-from oodbench.trial import How, Trial, measure
+from oodbench.trial import Trial, measure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,33 +27,26 @@ def score_images(
     dataset: str,
     detector: Sequence[str] | None = None,
     output: Path | None = None,
-    *,
-    data_root: Path | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    batch_size: int | Literal["auto"] = "auto",
-    precision: Literal["float32", "bfloat16"] = "float32",
-    limit: int | None = None,
-    plugins: Sequence[Path] = (),
-    weights: Path | None = None,
+    **options: Unpack[Options],
 ) -> "pd.DataFrame":
     """Scores of a user's images by a model of `dataset`: a row an image and detector, also written to `output` as CSV.
 
     `image` is the file of a folder's image, as a path in it, else the image's index. `percentile` is the share of
     validation images with a smaller or equal score, in percent; `p_value` is the conformal
-    (1 + #{validation scores >= score}) / (1 + n): small means unlike the in-distribution images.
+    (1 + #{validation scores >= score}) / (1 + n): small means unlike the in-distribution images. The keywords are the
+    fields of `How`; `limit` holds for the user's images only.
     """
     import pandas as pd
 
-    load_plugins(plugins)
+    how = How(**options)
+    load_plugins(how.plugins)
     if output is not None:
         check_writable(output.parent)
-    how = How(data_root, seed, device, batch_size, precision, limit, progress=True)
     check_names([model], detector)
-    choose_device(device)
-    validation, users = load(dataset, "validation", data_root), how.load(images, "test")
+    choose_device(how.device)
+    validation, users = load(dataset, "validation", how.data_root), how.load(images, "test")
     tables = []
-    found = contenders(validation, [model], detector, weights, data_root, device, progress=True)
+    found = contenders(validation, [model], detector, how)
     trials = [Trial(contender, validation, validation, [users]) for contender in found]
     for trial, _, scored in measure(trials, how):
         for one in (s for s in scored if s.group_size == 1):

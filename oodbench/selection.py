@@ -2,17 +2,20 @@
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.data import Images
 from oodbench.detector import Detector
 from oodbench.errors import OodbenchError
+from oodbench.how import How
 from oodbench.pretrained import TrainedModel, available_models, load_model
+from oodbench.records import folder_of
 from oodbench.registry import DETECTORS, MODELS, STATISTICS
 
-__all__ = ["BACKGROUND", "Contender", "check_names", "contenders", "pairs"]
+__all__ = ["BACKGROUND", "Contender", "check_names", "contenders", "pairs", "tell_skipped"]
 
 BACKGROUND = "@background"  # `log_px@background` is the column `log_px` of the companion model
 
@@ -42,6 +45,11 @@ class Contender:
     def name(self) -> str:
         """The model's name in records."""
         return self.model.name if self.model else "none"
+
+    def folder(self, root: Path, in_: str) -> Path:
+        """Where under `root` pictures and scores of this model lie: those of two weights never in one folder."""
+        preset, weights = (self.model.entry["preset"], self.model.weights) if self.model else (None, None)
+        return folder_of(root, in_, self.name, preset, weights)
 
 
 def pairs(in_: Sequence[str] | None, out: Sequence[str] | None) -> dict[str, list[str]]:
@@ -91,31 +99,23 @@ def _typo(name: str) -> str | None:
 
 
 def contenders(
-    images: Images,
-    models: Sequence[str] | None,
-    detectors: Sequence[str] | None,
-    weights: Path | None,
-    data_root: Path | None,
-    device: str,
-    progress: bool,
+    images: Images, models: Sequence[str] | None, detectors: Sequence[str] | None, how: How
 ) -> list[Contender]:
     """Every model asked for (default: all with weights for these in-distribution images) and what applies to it.
 
-    A named model without weights is trained first. A named detector that applies to no model is an `OodbenchError`.
+    A named model without weights is trained first. A plugin's model that cannot be built or trained is named on stderr
+    and left out. A named detector that applies to no model is an `OodbenchError`.
     """
     wanted = tuple(detectors or DETECTORS)
     controls = tuple(name for name in wanted if _is_control(name))
     rest = [name for name in wanted if name not in controls]
     trained = []
     if rest:
-        trained = _models(images, models, weights, data_root, device, progress)
-        if not trained:
-            print(
-                f"oodbench: there are no weights for {images.name}; only model-free controls can run. "
-                "Name a model with --model to train it first.",
-                file=sys.stderr,
-            )
-    found = [_contender(model, rest, weights) for model in trained]
+        trained = _models(images, models, how)
+    found = []
+    for model in trained:
+        with _skipping(model.name):
+            found.append(_contender(model, rest, how.weights))
     missing = [name for name in detectors or () if name in rest and not any(name in c.detectors for c in found)]
     if missing:
         needs = ", ".join(_detector(missing[0]).needs)
@@ -127,26 +127,28 @@ def contenders(
     return found + ([Contender(None, None, controls)] if controls else [])
 
 
-def _models(
-    images: Images,
-    models: Sequence[str] | None,
-    weights: Path | None,
-    data_root: Path | None,
-    device: str,
-    progress: bool,
-) -> list[TrainedModel]:
-    there = [name for name in MODELS if name in available_models(images.name, weights)]
+def _models(images: Images, models: Sequence[str] | None, how: How) -> list[TrainedModel]:
+    there = [name for name in MODELS if name in available_models(images.name, how.weights)]
+    if not (models or there):
+        print(
+            f"oodbench: there are no weights for {images.name}; only model-free controls can run. "
+            "Name a model with --model to train it first.",
+            file=sys.stderr,
+        )
     trained = []
     for name in models or there:
-        if name in there:
-            trained.append(load_model(name, images.name, weights=weights))
-        elif weights is not None:
-            load_model(name, images.name, weights=weights)  # says what is missing
-        else:
-            from oodbench.training import train
+        with _skipping(name):
+            if name in there:
+                trained.append(load_model(name, images.name, weights=how.weights))
+            elif how.weights is not None:
+                load_model(name, images.name, weights=how.weights)  # says what is missing
+            else:
+                from oodbench.training import train
 
-            print(f"oodbench: {name} has no weights for {images.name}: training the small preset.", file=sys.stderr)
-            trained.append(train(name, images.name, data_root=data_root, device=device, progress=progress))
+                print(f"oodbench: {name} has no weights for {images.name}: training the small preset.", file=sys.stderr)
+                trained.append(
+                    train(name, images.name, data_root=how.data_root, device=how.device, progress=how.progress)
+                )
     for model in trained:
         if model.entry["data_fingerprint"] != images.fingerprint:
             print(
@@ -155,6 +157,26 @@ def _models(
                 file=sys.stderr,
             )
     return trained
+
+
+@contextmanager
+def _skipping(name: str) -> Iterator[None]:
+    """Names a plugin's model that is broken, on stderr, and lets the others live; an `OodbenchError` is raised."""
+    try:
+        yield
+    except OodbenchError:
+        raise
+    except Exception as error:
+        origin = MODELS.origin_of(name)
+        if origin == "oodbench":
+            raise
+        tell_skipped(f"the model {name!r} (from {origin})", error)
+
+
+def tell_skipped(who: str, error: Exception) -> None:
+    """Says on stderr, in one line, who cannot go on and why."""
+    what = str(error) if isinstance(error, OodbenchError) else f"{type(error).__name__}: {error}"
+    print(f"oodbench: skipped {who}: {' '.join(what.split())}", file=sys.stderr)
 
 
 def _contender(model: TrainedModel, detectors: Sequence[str], weights: Path | None) -> Contender:

@@ -12,7 +12,8 @@ class Statistic:
     """What the engine needs to know to batch, cache and shard one function of images.
 
     `function(model, x, noise)` takes uint8 (B, C, H, W) and the images' `Noise`, and returns one tensor (B, ...).
-    A change of the function that changes a number needs a new `version`, because cached columns are found by it.
+    A change of the function that changes a number needs a new `version`, because cached columns are found by it; of a
+    plugin's file every change counts as one, but not those of what the file imports.
     """
 
     name: str

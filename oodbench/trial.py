@@ -1,41 +1,23 @@
 """One model on one in-distribution set: images -> statistics -> detectors, every statistic computed once."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from oodbench.data import Domain, Images, adaptation, in_domain, load
+from oodbench.data import Domain, Images, adaptation, in_domain
 from oodbench.detector import Columns, Detector
 from oodbench.engine import Evaluation, evaluate
-from oodbench.errors import OodbenchError, StatisticError
+from oodbench.errors import ModelError, OodbenchError, PluginError, StatisticError
+from oodbench.how import How
 from oodbench.registry import DETECTORS
-from oodbench.selection import BACKGROUND, Contender
+from oodbench.selection import BACKGROUND, Contender, tell_skipped
 
-__all__ = ["How", "Scored", "Trial", "measure"]
+__all__ = ["Scored", "Trial", "measure"]
 
 PRECISION_IMAGES = 128  # on which the error of bfloat16 networks is measured
-
-
-@dataclass(frozen=True)
-class How:
-    """How everything is computed."""
-
-    data_root: Path | None
-    seed: int
-    device: str
-    batch_size: int | Literal["auto"]
-    precision: Literal["float32", "bfloat16"]
-    limit: int | None
-    progress: bool
-
-    def load(self, name: str, split: str) -> Images:
-        images = load(name, split, self.data_root)
-        return images if self.limit is None else images.limit(self.limit, self.seed)
 
 
 @dataclass(frozen=True)
@@ -67,7 +49,8 @@ class Trial:
     def run(self, how: How) -> Iterator[tuple[str, list[Scored]]]:
         """(out-of-distribution set, scores of all detectors) after another; statistics of a set are computed once.
 
-        Raises `StatisticError` when plugins' statistics failed so that no detector is left.
+        Raises `StatisticError` when plugins' statistics failed so that no detector is left, and `ModelError` when a
+        plugin's model failed.
         """
         validation = self.evaluate(self.validation, how)
         if how.precision == "bfloat16" and self.contender.model:
@@ -99,7 +82,7 @@ class Trial:
             except StatisticError as error:
                 readers = [name for name in self.detectors if error.statistic in _statistics(name)]
                 self.detectors = tuple(name for name in self.detectors if name not in readers)
-                _tell_skipped(", ".join(map(repr, readers)), error)
+                tell_skipped(f"the detector {', '.join(map(repr, readers))}", error)
                 if not self.detectors:
                     raise
 
@@ -123,7 +106,8 @@ class Trial:
             return result
         other = evaluate(companion, images, adapt, model=self.contender.background, **common)
         arrays = {**result.columns.arrays, **{f"{k}{BACKGROUND}": v for k, v in other.columns.arrays.items()}}
-        return Evaluation(Columns(arrays, result.columns.dimensions), result.seconds_per_image, result.computed)
+        seconds = sum(one.seconds_per_image or 0.0 for one in (result, other))
+        return Evaluation(Columns(arrays, result.columns.dimensions), seconds, max(result.computed, other.computed))
 
     def measure_bfloat16(self, how: How) -> dict[str, float]:
         """What bfloat16 networks change in log_px of a few validation images, in nats."""
@@ -137,15 +121,20 @@ class Trial:
 
 
 def measure(trials: Iterable[Trial], how: How) -> Iterator[tuple[Trial, str, list[Scored]]]:
-    """What `Trial.run` gives, of one trial after the other; `StatisticError` at the end if every one raised it."""
-    faults: list[StatisticError | None] = []
+    """What `Trial.run` gives, of one trial after the other; the first `PluginError` at the end if every one raised one.
+
+    A plugin's model that fails is named on stderr, and the others live.
+    """
+    faults: list[PluginError | None] = []
     for trial in trials:
         fault = None
         try:
             for out, scored in trial.run(how):
                 yield trial, out, scored
-        except StatisticError as error:
+        except PluginError as error:
             fault = error
+            if isinstance(error, ModelError):
+                tell_skipped(f"the model {trial.contender.name!r} on {trial.test.name}", error)
         faults.append(fault)
     first = next(iter(faults), None)
     if first is not None and all(faults):
@@ -161,12 +150,7 @@ def _skipping(name: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OodbenchError) and origin == "oodbench":
             raise
-        _tell_skipped(f"{name!r} (from {origin})", error)
-
-
-def _tell_skipped(who: str, error: Exception) -> None:
-    what = str(error) if isinstance(error, OodbenchError) else f"{type(error).__name__}: {error}"
-    print(f"oodbench: skipped the detector {who}: {' '.join(what.split())}", file=sys.stderr)
+        tell_skipped(f"the detector {name!r} (from {origin})", error)
 
 
 def _statistics(detector: str) -> set[str]:

@@ -1,6 +1,8 @@
 """run() as a whole, on embedded images and a tiny flow."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,10 @@ from oodbench.errors import OodbenchError
 from oodbench.models.flows.glow import Glow
 from oodbench.models.noise import Noise
 from oodbench.pictures import plot
-from oodbench.pretrained import save_model
+from oodbench.plugins import load_plugin
+from oodbench.pretrained import load_model, save_model
 from oodbench.records import read_records
-from oodbench.registry import DETECTORS, STATISTICS, register
+from oodbench.registry import DETECTORS, MODELS, STATISTICS, register
 from oodbench.scoring import score_images
 from oodbench.training import load_recipe
 
@@ -105,9 +108,17 @@ def test_a_record_is_strict_json_with_everything_to_repeat_it(run) -> None:
     assert provenance <= record["provenance"].keys()
 
 
+def scores_of(folder: Path, weights: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "digits" / folder_name(weights) / "glyphs8.csv")
+
+
+def folder_name(weights: Path) -> str:
+    return f"glow@small-{load_model('glow', 'digits', weights=weights).weights[:8]}"
+
+
 def test_likelihoods_bits_and_score_agree(run, weights: Path, tmp_path: Path) -> None:
     record = run(detectors="likelihood", out="glyphs8", scores=tmp_path / "scores")[0]
-    scores = pd.read_csv(tmp_path / "scores" / "digits" / "glow" / "glyphs8.csv")
+    scores = scores_of(tmp_path / "scores", weights)
     inside = scores[scores["set"] == "digits"]
     assert len(inside) == LIMIT
     bits = inside["likelihood"].mean() / (64 * np.log(2))  # -log p
@@ -119,12 +130,14 @@ def test_likelihoods_bits_and_score_agree(run, weights: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
-def test_the_batch_size_changes_nothing(run, batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_size_changes_nothing(
+    run, batch_size: int, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tables = []
     for size in (64, batch_size):
         monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / f"cache{size}"))
         run(batch_size=size, scores=tmp_path / str(size), out="glyphs8")
-        tables.append(pd.read_csv(tmp_path / str(size) / "digits" / "glow" / "glyphs8.csv"))
+        tables.append(scores_of(tmp_path / str(size), weights))
     for column in ("likelihood", "likelihood_ratio", "annulus"):
         np.testing.assert_allclose(tables[0][column], tables[1][column], rtol=1e-5, atol=2e-3)
 
@@ -163,6 +176,16 @@ def test_all_detectors_cost_the_passes_of_one(run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / "other"))
     run(detectors=["likelihood", "typicality", "annulus"])
     assert sum(calls) == one > 0
+
+
+def test_the_seconds_are_those_of_the_passes_that_computed_the_columns(run) -> None:
+    def seconds(detector: str) -> float:
+        return run(detectors=detector, out="glyphs8")[0]["provenance"]["seconds_per_image"]
+
+    one = seconds("likelihood")
+    assert seconds("likelihood") == one > 0  # from the cache
+    two = seconds("likelihood_ratio")
+    assert seconds("likelihood_ratio") == two > one  # the companion's pass counts too
 
 
 def test_fit_sees_validation_images_only(run) -> None:
@@ -213,6 +236,22 @@ def test_pictures_are_drawn_beside_the_records(run, weights: Path, tmp_path: Pat
     assert all(p.stat().st_size > 1000 for p in pictures)
 
 
+def test_pictures_and_scores_of_two_weights_of_one_name_lie_apart(run, weights: Path, tmp_path: Path) -> None:
+    save(tmp_path / "other", "model", 5)
+    both, results, scores = (weights, tmp_path / "other"), tmp_path / "results", tmp_path / "scores"
+    for one in both:
+        asked = {"out": ["glyphs8"], "detectors": ["likelihood"], "weights": one, "limit": 20}
+        drawn = plot("digits", results=results, **asked)  # no records say yet whose folder `glow` is
+        assert {p.parent for p in drawn} == {results / "digits" / folder_name(one)}
+        run(results=results, scores=scores, **asked)
+    tables = [scores_of(scores, one)["likelihood"] for one in both]
+    assert (tables[0] != tables[1]).all()
+    folders = [plot("digits", results=results, **asked | {"weights": one})[0].parent for one in both]
+    assert folders == [results / "digits" / "glow", results / "digits" / folder_name(tmp_path / "other")]
+    for folder, one in zip(folders, both, strict=True):  # beside their records
+        assert load_model("glow", "digits", weights=one).weights in (folder / "glyphs8.json").read_text()
+
+
 def test_another_copy_of_the_data_is_named_in_one_line(tmp_path: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "other", "model", 0, fingerprint="0" * 64)
     run(weights=tmp_path / "other", detectors="likelihood", out="glyphs8")
@@ -247,6 +286,45 @@ def test_wrong_input_is_told_in_one_sentence(run, changed, words: str, monkeypat
         run(**changed)
 
 
+@pytest.fixture
+def lock_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`lock_cache()` takes the right to write anything in the cache (root's too)."""
+
+    def lock_cache() -> None:
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        there = os.access
+
+        def access(path: Path, mode: int) -> bool:
+            return there(path, mode) and not (mode & os.W_OK and Path(path).is_relative_to(tmp_path / "cache"))
+
+        monkeypatch.setattr(os, "access", access)
+
+    return lock_cache
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_a_model_pass(run, lock_cache, monkeypatch) -> None:
+    for split in ("validation", "test"):
+        load("digits", split)  # prepared already
+    load("glyphs8", "test")
+    lock_cache()
+    monkeypatch.setattr(Glow, "statistics", None)
+    with pytest.raises(OodbenchError, match=r"set OODBENCH_CACHE"):
+        run(out="glyphs8")
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_a_set_is_prepared(run, lock_cache, monkeypatch) -> None:
+    monkeypatch.setattr("oodbench.data.store._store", None)
+    lock_cache()
+    with pytest.raises(OodbenchError, match=r"set OODBENCH_CACHE"):
+        run(out="glyphs8")
+
+
+def test_a_cache_that_holds_everything_may_be_read_only(run, lock_cache) -> None:
+    first = run(out="glyphs8")
+    lock_cache()
+    assert [r["metrics"] for r in run(out="glyphs8")] == [r["metrics"] for r in first]
+
+
 def test_train_and_test_images_of_two_sizes_are_told_before_a_model_is_trained(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +348,134 @@ def test_a_plugin_takes_part(run) -> None:
     records = run(plugins=[plugin], detectors=["my_score"], out="digits+invert")
     assert [r["detector"] for r in records] == ["my_score"]
     assert records[0]["metrics"]["auroc"]["value"] > 0.9
+
+
+MEAN = """
+from oodbench import Detector, register
+
+@register.statistic("mean", needs_model=False)
+def mean(model, x, noise):
+    return {sign}x.float().mean(dim=(1, 2, 3))
+
+@register.detector("mean")
+class Mean(Detector):
+    needs = ("mean",)
+    def score(self, columns):
+        return columns["mean"]
+"""
+
+
+def test_columns_of_a_plugin_are_computed_anew_when_its_file_changes(run, tmp_path: Path) -> None:
+    values = []
+    for sign in ("", "-", ""):
+        (tmp_path / "mean.py").write_text(MEAN.format(sign=sign))
+        (record,) = run(plugins=[tmp_path / "mean.py"], detectors="mean", out="digits+invert")
+        values.append(record["metrics"]["auroc"]["value"])
+    assert values == [pytest.approx(1.0), pytest.approx(0.0), pytest.approx(1.0)]
+
+
+FLAT = """
+import math
+import torch
+from oodbench import DensityModel, Likelihood, OodbenchError, register
+
+@register.model("flat")
+class Flat(DensityModel):
+    \"\"\"Uniform on 8-bit images\"\"\"
+    likelihood = Likelihood.EXACT
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.anything = torch.nn.Parameter(torch.zeros(1))
+
+    def log_prob(self, x, noise):
+        {log_prob}
+
+    {more}
+"""
+NATS = "return torch.full((len(x),), -self.dimensions * math.log(256))"
+
+
+@pytest.fixture
+def flat(tmp_path: Path, weights: Path):
+    """`flat(log_prob)` is a plugin's file with a model of that body, and a folder with weights of it and of a glow."""
+    path, folder = tmp_path / "flat.py", tmp_path / "flat-and-glow"
+    path.write_text(FLAT.format(log_prob=NATS, more=""))
+    load_plugin(path)
+    shutil.copytree(weights, folder)
+    entry = load_model("glow", "digits", weights=weights).entry
+    module = MODELS.get("flat")(tuple(entry["shape"]))
+    save_model(module, entry | {"model": "flat", "recipe": entry["recipe"] | {"config": {}}}, folder)
+
+    def flat(log_prob: str = NATS, more: str = "") -> tuple[Path, Path]:
+        path.write_text(FLAT.format(log_prob=log_prob, more=more))
+        return path, folder
+
+    return flat
+
+
+def test_columns_of_a_plugins_model_are_computed_anew_when_its_file_changes(run, flat) -> None:
+    asked = {"models": "flat", "detectors": "likelihood", "out": "glyphs8"}
+    bits = []
+    for body in (NATS, NATS.replace("256", "16")):
+        plugin, folder = flat(body)
+        bits.append(run(plugins=[plugin], weights=folder, **asked)[0]["bits_per_dim"]["in"])
+    assert bits == [pytest.approx(8), pytest.approx(4)]
+
+
+BROKEN = {
+    "log_prob": {"log_prob": 'raise KeyError("what\\nit needs")'},
+    "a wrong shape": {"log_prob": "return torch.zeros(len(x) + 1)"},
+    "a sentence": {"log_prob": 'raise OodbenchError("It takes colour images only.")'},
+    "the parameters of its statistics": {"more": "def statistic_parameters(self): return {}['draws']"},
+    "loading": {"more": "def load_state_dict(self, state): raise KeyError(state)"},
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_a_plugins_model_that_fails_is_named_and_the_others_live(
+    run, flat, capsys: pytest.CaptureFixture[str], broken: dict[str, str]
+) -> None:
+    asked = {"detectors": ["likelihood", "annulus", "total_variation"], "out": ["glyphs8", "digits+invert"]}
+    plugin, folder = flat(**broken)
+    records = run(plugins=[plugin], weights=folder, **asked)
+    assert [(r["model"], r["detector"], r["out"]) for r in records] == [
+        (model, detector, out)
+        for model, detectors in (("glow", ("likelihood", "annulus")), ("none", ("total_variation",)))
+        for out in asked["out"]
+        for detector in detectors
+    ]
+    told = [line for line in capsys.readouterr().err.splitlines() if "flat" in line]
+    assert len(told) == 1
+    assert told[0].startswith("oodbench: skipped the model 'flat' ")
+
+
+def test_a_plugins_model_that_fails_alone_is_an_error(run, flat) -> None:
+    plugin, folder = flat(log_prob="1 / 0")
+    with pytest.raises(OodbenchError, match=r"The model 'flat' of .*flat\.py failed \(ZeroDivisionError"):
+        run(plugins=[plugin], weights=folder, models="flat", detectors="likelihood")
+
+
+def test_a_plugins_model_that_cannot_be_trained_is_named_and_a_bug_of_our_own_is_not_hidden(
+    run, flat, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(name: str, *arguments, **keywords):
+        raise ZeroDivisionError(name)
+
+    plugin, _ = flat()
+    monkeypatch.setattr("oodbench.pretrained.pretrained_folders", lambda: [weights])
+    monkeypatch.setattr("oodbench.training.train", fail)
+    asked = {"weights": None, "detectors": "likelihood", "out": "glyphs8", "plugins": [plugin]}
+    assert [r["model"] for r in run(models=["flat", "glow"], **asked)] == ["glow"]
+    assert "skipped the model 'flat'" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError, match="vae"):
+        run(models=["vae", "glow"], **asked)
+
+
+def test_a_bug_in_a_model_of_our_own_is_not_hidden(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Glow, "statistics", lambda self, x, noise: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(detectors=["likelihood", "total_variation"], out="glyphs8")
 
 
 def test_run_gives_a_data_frame(weights: Path) -> None:

@@ -27,6 +27,17 @@ def test_a_cache_that_is_a_file_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         cache_dir()
 
 
+def test_a_cache_that_cannot_be_written_is_told_by_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(OodbenchError, match="OODBENCH_CACHE"):
+        check_writable(cache_dir() / "columns")
+    with pytest.raises(OodbenchError, match="name another"):
+        check_writable(tmp_path / "file" / "results")
+
+
 def test_a_home_that_nobody_has_is_told() -> None:
     with pytest.raises(OodbenchError, match="HOME"):
         expanded("~nobody-has-this-name/images")

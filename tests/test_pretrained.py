@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import oodbench
 from oodbench import pretrained as room
 from oodbench.errors import OodbenchError
+from oodbench.files import sha256
 from oodbench.pretrained import available_models, entries, load_model, pretrained_folders, save_model
 from oodbench.registry import MODELS
 
@@ -226,6 +228,32 @@ def test_two_processes_that_write_one_index_at_once_lose_nothing(places):
     assert not list(folder.glob(".*.tmp"))
     for row in rows[::7]:
         load_model("pixelcnn", row["dataset"], weights=folder)
+
+
+def test_one_model_saved_twice_at_once_leaves_weights_that_agree_with_the_index(places, monkeypatch):
+    others: list[threading.Thread] = []
+
+    def hash_and_let_the_other_save(path: Path) -> str:
+        digest = sha256(path)
+        if not others:  # between the first one's file and its row, the second one tries to save all of its own
+            others.append(threading.Thread(target=save, args=(places / "w", 0.75)))
+            others[0].start()
+            others[0].join(1.0)
+        return digest
+
+    monkeypatch.setattr(room, "sha256", hash_and_let_the_other_save)
+    assert value_of(save(places / "w", 0.25)) == 0.25
+    others[0].join()
+    assert value_of(load_model("pixelcnn", "toys", weights=places / "w")) == 0.75
+
+
+def test_an_index_that_cannot_be_read_leaves_the_weights_beside_it(places):
+    save(places / "w", 0.25)
+    index = (places / "w" / "index.json").read_text()
+    (places / "w" / "index.json").write_text("{")
+    message_of(save, places / "w", 0.75)
+    (places / "w" / "index.json").write_text(index)
+    assert value_of(load_model("pixelcnn", "toys", weights=places / "w")) == 0.25
 
 
 def test_weights_that_are_not_there_are_told_even_below_an_index(places):

@@ -8,7 +8,7 @@ import pytest
 
 from oodbench import records as module
 from oodbench.errors import OodbenchError
-from oodbench.records import read_records, to_json, write_records
+from oodbench.records import folder_of, read_records, to_json, write_records
 
 
 def make_record(detector="likelihood", group_size=1, seed=0, **changes):
@@ -145,6 +145,18 @@ def test_a_broken_file_is_named_in_one_sentence_and_left_alone(tmp_path, text):
         with pytest.raises(OodbenchError, match=r"svhn\.json"):
             action()
     assert path.read_text() == text
+
+
+def test_what_is_no_record_goes_beside_the_records_of_its_weights(tmp_path):
+    mine, other = "abcdef01" * 8, "12345678" * 8
+    # Nobody's folder is claimed by what cannot say whose it is.
+    assert folder_of(tmp_path, "cifar10", "glow", "small", mine) == tmp_path / "cifar10" / "glow@small-abcdef01"
+    path = write_records(tmp_path, [make_record()])
+    assert folder_of(tmp_path, "cifar10", "glow", "small", mine) == path.parent
+    assert folder_of(tmp_path, "cifar10", "glow", "small", other) == tmp_path / "cifar10" / "glow@small-12345678"
+    assert folder_of(tmp_path, "cifar10", "none", None, None) == tmp_path / "cifar10" / "none"
+    for strange in ("../x", "a/b"):
+        assert folder_of(tmp_path, strange, "glow", strange, mine).resolve().parents[1] == tmp_path
 
 
 def test_a_file_of_a_newer_oodbench_is_told_so(tmp_path):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from oodbench.data.images import Images
@@ -50,15 +51,19 @@ class Adaptation:
     domain: Domain
 
     def describe(self) -> str:
-        """A sentence without a full stop, equal for equal rules: it is recorded and part of cache keys."""
+        """A sentence without a full stop, equal for equal rules: it is recorded."""
         steps = []
         if self.source[0] != self.domain.channels:
             steps.append("grey by ITU-R 601 luma" if self.domain.channels == 1 else "grey repeated to RGB")
         if self._padded:
             steps.append("padded with 2 zeros on every side")
-        elif self.source[1:] != self.domain.shape[1:]:
+        elif self._scaled:
             steps.append("scaled to cover (Pillow bicubic, antialiased) and cropped in the middle")
         return f"{_x(self.source)} to {_x(self.domain.shape)}: {', '.join(steps) or 'unchanged'}"
+
+    def key(self) -> str:
+        """The part of cache keys: the rule, and where Pillow scales its version, since another may round otherwise."""
+        return f"{self.describe()} by Pillow {PIL.__version__}" if self._scaled else self.describe()
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (B, C, H, W) of the source's shape to a new, contiguous uint8 (B, *domain.shape)."""
@@ -70,7 +75,7 @@ class Adaptation:
             pixels = np.repeat(pixels, 3, axis=1)
         if self._padded:
             return np.pad(pixels, ((0, 0), (0, 0), (2, 2), (2, 2)))
-        if pixels.shape[2:] == self.domain.shape[1:]:
+        if not self._scaled:
             return np.array(pixels, order="C")  # a copy: what comes from the prepared file is read-only
         out = np.empty((len(pixels), *self.domain.shape), np.uint8)
         for row, image in zip(out, pixels, strict=True):
@@ -80,6 +85,10 @@ class Adaptation:
     @property
     def _padded(self) -> bool:
         return self.source[1:] == (28, 28) and self.domain.shape[1:] == (32, 32)
+
+    @property
+    def _scaled(self) -> bool:
+        return not self._padded and self.source[1:] != self.domain.shape[1:]
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:

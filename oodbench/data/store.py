@@ -13,7 +13,7 @@ import numpy as np
 from oodbench.data.images import safe_name
 from oodbench.data.splits import held_out
 from oodbench.errors import OodbenchError
-from oodbench.files import cache_dir, sha256, write_atomically
+from oodbench.files import cache_dir, check_writable, sha256, write_atomically
 
 __all__ = ["Prepared", "RawImages", "fingerprint", "prepared"]
 
@@ -76,6 +76,7 @@ def prepared(key: str, part: str, stamp: Mapping[str, Any], build: Callable[[], 
     full_stamp = json.loads(json.dumps({"schema": _SCHEMA, "key": key, **stamp}))
     about = _intact(folder)
     if about is None or about["stamp"] != full_stamp:
+        check_writable(folder)
         about = _store(folder, part, full_stamp, build().checked(what))
     labels, index = (
         np.load(folder / f"{name}.npy") if name in about["files"] else None for name in ("labels", "index")

@@ -72,7 +72,7 @@ def evaluate(
     passes = passes_for(statistics, model, precision)
     place = choose_device(device)
     size = BatchSize(batch_size, place)
-    source = {"schema": SCHEMA, "data": images.fingerprint, "adaptation": adaptation.describe(), "seed": seed}
+    source = {"schema": SCHEMA, "data": images.fingerprint, "adaptation": adaptation.key(), "seed": seed}
     title = f"{model.name if model else ', '.join(statistics)} on {images.name}/{images.split}"
     about = {
         "images": f"{images.name}/{images.split}",
@@ -84,6 +84,8 @@ def evaluate(
         entry = Entry(cache or cache_dir(), {**source, **step.facts}, about) if step.cached else None
         ledgers.append(Ledger(step, entry, rows, place))
 
+    for ledger in ledgers:
+        ledger.check_writable()
     todo = np.flatnonzero(np.any([np.zeros(len(rows), bool), *(ledger.missing for ledger in ledgers)], axis=0))
     if len(todo):
         keep_freed_memory()

@@ -10,6 +10,7 @@ from oodbench.engine.cache import Chunk, Entry
 from oodbench.engine.device import Stopwatch
 from oodbench.engine.passes import Pass
 from oodbench.errors import OodbenchError
+from oodbench.files import check_writable
 from oodbench.models.noise import Noise
 
 __all__ = ["Ledger"]
@@ -31,6 +32,11 @@ class Ledger:
         self.missing = np.ones(len(rows), bool) if known is None else ~np.isin(rows, known.rows)  # (N,)
         self._positions: list[np.ndarray] = []  # computed, and not yet written: still on the device
         self._outputs: list[dict[str, Tensor]] = []
+
+    def check_writable(self) -> None:
+        """Raises `OodbenchError` if what is missing could be computed, but not kept."""
+        if self._entry is not None and self.missing.any():
+            check_writable(self._entry.folder)
 
     def compute(self, pixels: np.ndarray, index: np.ndarray, seed: int, size: int) -> dict[str, Tensor]:
         """The pass's columns of at most `size` images uint8 (B, C, H, W), on the device."""

@@ -55,7 +55,8 @@ def train(
     of a likelihood ratio, on mutated images. NaN losses raise `OodbenchError`.
     """
     build = MODELS.get(model)
-    check_writable(pretrained or own_folder())
+    for folder in (pretrained or own_folder(), cache_dir() / "checkpoints"):
+        check_writable(folder)
     recipe = recipe or load_recipe(model, dataset, preset, background)
     train_images, validation = load(dataset, "train", data_root), load(dataset, "validation", data_root)
     domain = in_domain(train_images)

@@ -1,4 +1,5 @@
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -90,6 +91,13 @@ def test_the_description_names_every_step():
         "3x96x96 to 1x32x32: grey by ITU-R 601 luma, "
         "scaled to cover (Pillow bicubic, antialiased) and cropped in the middle"
     )
+
+
+def test_the_key_is_the_description_unless_pillow_scales():
+    for rule in (Adaptation((3, 32, 32), Domain(1, 32, 32)), Adaptation((1, 28, 28), Domain(3, 32, 32))):
+        assert rule.key() == rule.describe()
+    scaled = Adaptation((1, 28, 28), Domain(1, 33, 32))
+    assert scaled.key() == f"{scaled.describe()} by Pillow {PIL.__version__}"
 
 
 def test_images_of_another_shape_are_not_taken():

@@ -277,6 +277,23 @@ def test_one_model_free_column_is_kept_for_each_adaptation(tmp_path, add_statist
             assert result.columns.dimensions == np.prod(rule.domain.shape)
 
 
+def test_another_pillow_gives_scaled_images_new_columns_and_others_none(tmp_path, add_statistic, monkeypatch):
+    add_statistic("mean", lambda model, x, noise: x.double().mean((1, 2, 3)), needs_model=False)
+    images = some_images(10)
+    large = replace(images, pixels=np.zeros((10, 1, 28, 28), np.uint8))
+    unscaled = [(images, identity(images)), (images, adaptation(images, Domain(3, 8, 8))), (large, identity(large))]
+    scaled = [(images, adaptation(images, Domain(1, 4, 4))), (large, adaptation(large, Domain(3, 8, 8)))]
+
+    def computed(pairs):
+        return [evaluate(["mean"], *pair, model=None, cache=tmp_path, progress=False).computed for pair in pairs]
+
+    computed(unscaled + scaled)
+    monkeypatch.setattr("PIL.__version__", "0.1")
+    assert computed(unscaled) == [0, 0, 0]
+    assert computed(scaled) == [10, 10]
+    assert computed(scaled) == [0, 0]
+
+
 def test_non_finite_values_are_kept_and_counted_on_stderr(tmp_path, capsys):
     class Broken(Factorised):
         def statistics(self, x, noise):

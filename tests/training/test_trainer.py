@@ -200,6 +200,13 @@ def test_too_few_images_are_told_in_one_sentence():
         run(batch_size=5000)
 
 
+def test_a_place_for_checkpoints_that_is_none_is_told_before_anything_is_read(monkeypatch, cache: Path, tmp_path: Path):
+    (cache / "checkpoints").write_text("")
+    monkeypatch.setattr(room, "load", None)
+    with pytest.raises(OodbenchError, match="set OODBENCH_CACHE"):
+        train("glow", "digits", pretrained=tmp_path / "weights")
+
+
 def test_an_unknown_model_is_told_before_anything_is_read():
     with pytest.raises(OodbenchError, match="Unknown model 'gloww': did you mean glow"):
         train("gloww", "no-such-data")
