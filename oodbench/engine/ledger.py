@@ -25,7 +25,7 @@ class Ledger:
         self._rows = rows
         self._device = device if step.needs_model else torch.device("cpu")
         self._watch = Stopwatch(self._device)
-        self.ours = step.plugin is None
+        self.ours = step.blame is None
         self.lanes = 1  # how many batches are computed at a time
         known = entry.read() if entry is not None else None
         self._chunks = [] if known is None else [known]
