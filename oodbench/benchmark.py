@@ -63,7 +63,7 @@ def run_records(
         if results and made:
             write_records(results, made)
         if scores:
-            _write_scores(trial, scores, name, scored)
+            _write_scores(trial, scores, name, scored, how.seed)
     return records
 
 
@@ -145,8 +145,8 @@ def _record(trial: Trial, out: str, scored: Scored, old: list[Record], how: How)
     }
 
 
-def _write_scores(trial: Trial, folder: Path, out: str, scored: list[Scored]) -> None:
-    """`<out>.csv` in the contender's folder: a row an image: set, index there, every detector's score."""
+def _write_scores(trial: Trial, folder: Path, out: str, scored: list[Scored], seed: int) -> None:
+    """`<out>.csv` in the contender's folder, or `<out>-seed1.csv`: an image a row: set, index there, every score."""
     import pandas as pd
 
     outside = next(images for images in trial.outs if images.name == out)
@@ -154,7 +154,8 @@ def _write_scores(trial: Trial, folder: Path, out: str, scored: list[Scored]) ->
     for images, field in ((trial.test, "score_in"), (outside, "score_out")):
         columns = {one.detector: getattr(one, field) for one in scored if one.group_size == 1}
         sides.append(pd.DataFrame({"set": images.name, "index": images.index, **columns}))
-    path = trial.contender.folder(folder, trial.test.name) / f"{safe_name(out)}.csv"
+    name = safe_name(out) + (f"-seed{seed}" if seed else "")
+    path = trial.contender.folder(folder, trial.test.name) / f"{name}.csv"
     with write_atomically(path) as file:
         file.write(pd.concat(sides).to_csv(index=False).encode())
 

@@ -129,6 +129,15 @@ def test_likelihoods_bits_and_score_agree(run, weights: Path, tmp_path: Path) ->
     assert record["metrics"]["auroc"]["value"] == pytest.approx(wins, abs=1e-3)
 
 
+def test_the_scores_of_another_seed_stand_beside_the_first(run, weights: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run(detectors="likelihood", out="glyphs8", scores=tmp_path, seed=seed)
+    folder = tmp_path / "digits" / folder_name(weights)
+    assert {file.name for file in folder.iterdir()} == {"glyphs8.csv", "glyphs8-seed1.csv"}
+    first, second = (pd.read_csv(file) for file in sorted(folder.iterdir()))
+    assert not first["likelihood"].equals(second["likelihood"])
+
+
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_the_batch_size_changes_nothing(
     run, batch_size: int, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
