@@ -125,8 +125,11 @@ def _compute(
     # A plugin's statistic may keep a state of its own, which only one thread at a time can use.
     wanted = -(-len(todo) // size.value) if all(ledger.ours for ledger in ledgers) else 1
 
-    def compute(positions: np.ndarray) -> list[Result] | None:
-        return _batch(ledgers, positions, images, first[positions], adaptation, seed, size.value)
+    def compute(positions: np.ndarray) -> list[Result] | BaseException | None:
+        try:
+            return _batch(ledgers, positions, images, first[positions], adaptation, seed, size.value)
+        except BaseException as error:  # raised below, when what other lanes computed is kept
+            return error
 
     try:
         with lanes(wanted, size.device) as (count, side_by_side):
@@ -134,7 +137,11 @@ def _compute(
                 ledger.lanes = count
             while done < len(todo):
                 batches = [todo[start : start + size.value] for start in range(done, len(todo), size.value)[:count]]
+                failure: BaseException | None = None
                 for positions, results in zip(batches, side_by_side(compute, batches), strict=True):
+                    if isinstance(results, BaseException):
+                        failure = failure or results
+                        continue
                     if results is None:
                         size.halve(len(positions))
                         break
@@ -142,6 +149,8 @@ def _compute(
                         ledger.add(mine, outputs)
                     done += len(positions)
                     bar.update(len(positions))
+                if failure is not None:
+                    raise failure
                 if time.monotonic() - written > SECONDS_BETWEEN_CHUNKS:
                     for ledger in ledgers:
                         ledger.write()
