@@ -13,7 +13,9 @@ from oodbench.models.flows.transforms.prior import Standardise
 
 __all__ = ["IAF", "MAF"]
 
-MOST = 256  # dimensions of an IAF
+
+MOST = 256
+BOUND = 1.0  # of log-scales, a layer: larger ones trained worse
 
 
 class MAF(VectorFlow):
@@ -25,9 +27,9 @@ class MAF(VectorFlow):
     @classmethod
     def layers_on(cls, dimensions: int, layers: int = 5, hidden: int = 1024, blocks: int = 1) -> Iterator[Transform]:
         require(layers >= 1, f"An autoregressive flow needs at least one layer, not {layers}.")
-        yield Standardise((dimensions,), measured=True)
+        yield Standardise((dimensions,), measured=True, floor=0.1)
         for layer in range(layers):
-            yield cls.layer(Autoregressive(dimensions, hidden, blocks, Affine()))
+            yield cls.layer(Autoregressive(dimensions, hidden, blocks, Affine(BOUND)))
             if layer < layers - 1:
                 yield reverse(dimensions)
         yield Standardise((dimensions,))
