@@ -13,13 +13,12 @@ from oodbench.models.flows.transforms.prior import Standardise
 
 __all__ = ["IAF", "MAF"]
 
-
-MOST = 256
-BOUND = 1.0  # of log-scales, a layer: larger ones trained worse
+MOST = 256  # dimensions of an IAF
+BOUND = 1.0  # of a layer's log-scales: images unlike all of training are else pushed out by the product of many scales
 
 
 class MAF(VectorFlow):
-    """`layers` of MADE with affine maps, the order of the numbers reversed and their scale learned between them.
+    """`layers` of MADE with affine maps, the order of the numbers reversed between them, and a scaling at both ends.
 
     A density takes one pass, a sample as many passes a layer as there are dimensions.
     """
