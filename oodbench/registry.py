@@ -90,6 +90,10 @@ MODELS: Registry[Any] = Registry(
             "oodbench.models.flows.glow:ConstantVolumeGlow",
             "Glow with additive couplings: constant volume (Nalisnick et al. 2019)",
         ),
+        "nxn-flow": (
+            "oodbench.models.flows.nxn:NxNFlow",
+            "Glow with invertible n x n convolutions (Truong et al. 2019, Hoogeboom et al. 2019)",
+        ),
         "vae": ("oodbench.models.vae.vae:VAE", "Convolutional VAE, discretised-logistic decoder, K importance draws"),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",

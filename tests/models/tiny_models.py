@@ -14,6 +14,7 @@ SHAPE = (3, 8, 8)
 CONFIGS: dict[str, dict[str, Any]] = {
     "glow": {"levels": 2, "steps": 2, "hidden": 12},
     "glow-cv": {"levels": 2, "steps": 2, "hidden": 12},
+    "nxn-flow": {"levels": 2, "steps": 2, "hidden": 12},
     "vae": {"latents": 4, "hidden": 12, "mixtures": 2, "draws": 3},
     "pixelcnn": {"layers": 2, "filters": 12},
     "pixelcnn++": {"residuals": 1, "filters": 8, "mixtures": 2},
