@@ -94,6 +94,10 @@ MODELS: Registry[Any] = Registry(
             "oodbench.models.flows.nxn:NxNFlow",
             "Glow with invertible n x n convolutions (Truong et al. 2019, Hoogeboom et al. 2019)",
         ),
+        "iresnet": (
+            "oodbench.models.flows.iresnet:IResNet",
+            "Invertible residual network (Behrmann et al. 2019; unbiased: Chen et al. 2019)",
+        ),
         "vae": ("oodbench.models.vae.vae:VAE", "Convolutional VAE, discretised-logistic decoder, K importance draws"),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",

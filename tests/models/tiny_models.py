@@ -15,6 +15,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "glow": {"levels": 2, "steps": 2, "hidden": 12},
     "glow-cv": {"levels": 2, "steps": 2, "hidden": 12},
     "nxn-flow": {"levels": 2, "steps": 2, "hidden": 12},
+    "iresnet": {"levels": 2, "blocks": 2, "hidden": 8, "terms": 3},
     "vae": {"latents": 4, "hidden": 12, "mixtures": 2, "draws": 3},
     "pixelcnn": {"layers": 2, "filters": 12},
     "pixelcnn++": {"residuals": 1, "filters": 8, "mixtures": 2},

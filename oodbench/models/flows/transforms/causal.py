@@ -17,9 +17,9 @@ class CausalConvolution(Transform):
     """y = K * h, where a place sees only itself and the places before it in raster order (`reverse`: after it).
 
     At its own place it sees channels triangularly, so that the whole Jacobian is triangular and log|det| is
-    H W sum_c log K_cc, and so that the inverse is a substitution, place by place (Hoogeboom et al. 2019, arXiv:1901.11137,
-    Section 3). Two, one of them reversed, see a whole n x n neighbourhood and have an L U of the channels in its centre.
-    It starts as the identity. An inverse that rounding destroys, which huge kernels can cause, is an `OodbenchError`.
+    H W sum_c log K_cc, and so that the inverse is a substitution, place by place (Hoogeboom et al. 2019,
+    arXiv:1901.11137, Section 3). Two, one of them reversed, see a whole n x n neighbourhood. It starts as the identity.
+    An inverse that rounding destroys, which huge kernels can cause, is an `OodbenchError`.
     """
 
     mask: Tensor
@@ -62,8 +62,8 @@ class CausalConvolution(Transform):
         size = y.abs().flatten(1).amax(1)
         if not ((error <= _RESIDUAL * (1 + size)) | ~size.isfinite()).all():  # so that NaN is no success
             raise OodbenchError(
-                f"The inverse of a convolution misses its aim by {float(error.max()):.3g}: rounding grows from place to "
-                "place with such a kernel; train with weight decay or a lower learning rate."
+                f"The inverse of a convolution misses its aim by {float(error.max()):.3g}: rounding grows from place "
+                "to place with such a kernel; train with weight decay or a lower learning rate."
             )
         return h
 
