@@ -98,6 +98,10 @@ MODELS: Registry[Any] = Registry(
             "oodbench.models.flows.iresnet:IResNet",
             "Invertible residual network (Behrmann et al. 2019; unbiased: Chen et al. 2019)",
         ),
+        "funnel": (
+            "oodbench.models.flows.funnel:FunnelFlow",
+            "Flow that drops dimensions by exact surjections (Klein et al. 2021, Nielsen et al. 2020)",
+        ),
         "vae": ("oodbench.models.vae.vae:VAE", "Convolutional VAE, discretised-logistic decoder, K importance draws"),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",
