@@ -102,6 +102,10 @@ MODELS: Registry[Any] = Registry(
             "oodbench.models.flows.funnel:FunnelFlow",
             "Flow that drops dimensions by exact surjections (Klein et al. 2021, Nielsen et al. 2020)",
         ),
+        "inflow": (
+            "oodbench.models.flows.inflow:InFlow",
+            "Couplings behind a gate that looks at the image (Kumar et al. 2021)",
+        ),
         "vae": ("oodbench.models.vae.vae:VAE", "Convolutional VAE, discretised-logistic decoder, K importance draws"),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",

@@ -17,6 +17,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "nxn-flow": {"levels": 2, "steps": 2, "hidden": 12},
     "iresnet": {"levels": 2, "blocks": 2, "hidden": 8, "terms": 3},
     "funnel": {"levels": 2, "steps": 1, "hidden": 12, "kept": 3, "components": 2},
+    "inflow": {"levels": 1, "steps": 4, "hidden": 12, "references": 20},
     "vae": {"latents": 4, "hidden": 12, "mixtures": 2, "draws": 3},
     "pixelcnn": {"layers": 2, "filters": 12},
     "pixelcnn++": {"residuals": 1, "filters": 8, "mixtures": 2},
