@@ -111,6 +111,21 @@ MODELS: Registry[Any] = Registry(
         "nsf-ar": (
             "oodbench.models.flows.nsf:AutoregressiveNSF",
             "Autoregressive spline flow on vectors (Durkan et al. 2019)",
+        "nxn-flow": (
+            "oodbench.models.flows.nxn:NxNFlow",
+            "Glow with invertible n x n convolutions (Truong et al. 2019, Hoogeboom et al. 2019)",
+        ),
+        "iresnet": (
+            "oodbench.models.flows.iresnet:IResNet",
+            "Invertible residual network (Behrmann et al. 2019; unbiased: Chen et al. 2019)",
+        ),
+        "funnel": (
+            "oodbench.models.flows.funnel:FunnelFlow",
+            "Flow that drops dimensions by exact surjections (Klein et al. 2021, Nielsen et al. 2020)",
+        ),
+        "inflow": (
+            "oodbench.models.flows.inflow:InFlow",
+            "Couplings behind a gate that looks at the image (Kumar et al. 2021)",
         ),
         "vae": ("oodbench.models.vae.vae:VAE", "Convolutional VAE, discretised-logistic decoder, K importance draws"),
         "pixelcnn": (

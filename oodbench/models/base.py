@@ -63,6 +63,12 @@ class DensityModel(nn.Module):
     def initialise(self, x: Tensor, noise: Noise) -> None:
         """Sets data-dependent initial parameters from a first training batch; most models have none."""
 
+    def calibrate(self, known: Tensor, held_out: Tensor) -> None:
+        """Fits what no gradient trains, once before training: on training and on validation images, uint8 (N, C, H, W).
+
+        Most models have nothing of the kind. What it sets are buffers, which are saved with the weights.
+        """
+
     @property
     def device(self) -> torch.device:
         """Where the parameters lie."""

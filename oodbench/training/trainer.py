@@ -30,6 +30,7 @@ from oodbench.training.recipe import Recipe, load_recipe
 __all__ = ["train"]
 
 VALIDATION_IMAGES = 256  # for the curve; detectors are fitted on all of them later
+CALIBRATION_IMAGES = 5000  # of the training and of the validation part each
 CURVE_POINTS = 20
 CHECKPOINT_SECONDS = 60.0
 ESTIMATE_AFTER = 10  # steps, before the time that is left is announced
@@ -72,7 +73,7 @@ def train(
         recipe,
         seed,
         train_images,
-        validation.limit(VALIDATION_IMAGES, seed=0),
+        validation,
         adaptation(train_images, domain),
         cache_dir() / "checkpoints" / f"{key[:32]}.safetensors",
         f"{model}{' background' if background else ''} on {dataset}",
@@ -122,7 +123,8 @@ class _Run:
                 "use a larger data set."
             )
         self.module, self.recipe, self.seed = module, recipe, seed
-        self.images, self.validation, self.adapt = images, validation, adapt
+        self.images, self.held_out, self.adapt = images, validation, adapt
+        self.validation = validation.limit(VALIDATION_IMAGES, seed=0)
         self.checkpoint, self.title, self.progress = checkpoint, title, progress
         self.averaged = copy.deepcopy(module).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
@@ -137,6 +139,7 @@ class _Run:
         if state is None:
             state = {"step": 0, "seconds": 0.0, "curve": []}
             batch, noise = self.batch(0)
+            self.calibrate()
             self.module.initialise(batch, noise)
             self.averaged.load_state_dict(self.module.state_dict())
         elif state["step"]:
@@ -174,6 +177,12 @@ class _Run:
                 saved = time.perf_counter()
         bar.close()
         return self.averaged.cpu(), state
+
+    def calibrate(self) -> None:
+        """Shows the model images from either part, seeded and in the model's domain."""
+        parts = (part.limit(CALIBRATION_IMAGES, self.seed) for part in (self.images, self.held_out))
+        known, held_out = (torch.from_numpy(self.adapt(np.asarray(part.pixels))) for part in parts)
+        self.module.calibrate(known.to(self.module.device), held_out.to(self.module.device))
 
     def step(self, step: int) -> Tensor:
         """One update; returns the loss in nats per dimension, still on the device."""

@@ -37,13 +37,17 @@ class Glow(ImageFlow):
             state = squeeze.shape_after(state)
             channels = state[-1]
             for _ in range(steps):
-                yield Mixing(channels, generator)
+                yield from self.mixing(channels, generator)
                 kept = channels // 2
                 yield Coupling(kept, ConvolutionNetwork(kept, hidden, element.parameters * (channels - kept)), element)
             if level < levels - 1:
                 yield (out := FactorOut(state, self.scaling))
                 state = out.shape_after(state)
         yield Standardise(state[-1:] if self.scaling else state, measured=not self.scaling)
+
+    def mixing(self, channels: int, generator: torch.Generator) -> Iterator[Transform]:
+        """What makes a step's coupling see other channels than the one before."""
+        yield Mixing(channels, generator)
 
 
 class ConstantVolumeGlow(Glow):

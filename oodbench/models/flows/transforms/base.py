@@ -24,7 +24,7 @@ class Transform(nn.Module):
     Randomness comes from `noise` and a stream name of its own.
     """
 
-    volume: ClassVar[Likelihood] = Likelihood.EXACT  # what the logarithm is: exact, a lower bound or an estimate
+    volume: Likelihood = Likelihood.EXACT  # what the logarithm is, of the class or of the instance: exact, ... estimate
     bijective: ClassVar[bool] = True  # False: `inverse` is a right inverse, f(inverse(y)) = y
 
     def forward(self, h: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
