@@ -14,7 +14,7 @@ from oodbench.errors import OodbenchError
 from oodbench.evaluation import METRICS_VERSION, count_nonfinite, evaluate_scores
 from oodbench.files import check_writable, write_atomically
 from oodbench.how import How, Options
-from oodbench.models.base import bits_per_dim
+from oodbench.models.base import bits_per_dim, has_bits
 from oodbench.plugins import load_plugins
 from oodbench.provenance import commit, device_name, versions
 from oodbench.records import SCHEMA, Record, read_records, write_records
@@ -105,7 +105,7 @@ def _record(trial: Trial, out: str, scored: Scored, old: list[Record], how: How)
     bits = {
         side: float(bits_per_dim(columns["log_px"].mean(dtype=np.float64), columns.dimensions))
         for side, columns in (("in", inside_columns), ("out", outside_columns))
-        if "log_px" in columns
+        if "log_px" in columns and model and has_bits(model.module.likelihood)
     }
     return {
         "schema": SCHEMA,
@@ -123,6 +123,7 @@ def _record(trial: Trial, out: str, scored: Scored, old: list[Record], how: How)
         "inversion": metrics["auroc"]["high"] < 0.5,
         "bits_per_dim": bits or None,
         "likelihood": model.module.likelihood.value if model else None,
+        "remark": model.module.remark if model else "",
         "draws": model.module.statistic_parameters().get("draws") if model else None,
         "undertrained": bool(model and model.entry["undertrained"]),
         "nonfinite": count_nonfinite(scored.score_in, scored.score_out),

@@ -165,7 +165,9 @@ def train(
         pretrained=pretrained,
         seed=seed,
     )
-    typer.echo(f"{trained.entry['file']}: {trained.entry['bits_per_dim']:.3f} bits/dim on validation images")
+    entry = trained.entry
+    unit = "nats/dim of loss" if entry["bits_per_dim"] is None else "bits/dim"
+    typer.echo(f"{entry['file']}: {entry['curve'][-1][2]:.3f} {unit} on validation images")
 
 
 @app.command(

@@ -8,7 +8,7 @@ from oodbench.benchmark import trials
 from oodbench.data import safe_name
 from oodbench.files import check_writable
 from oodbench.how import How, Options
-from oodbench.models.base import bits_per_dim
+from oodbench.models.base import bits_per_dim, has_bits
 from oodbench.plugins import load_plugins
 from oodbench.trial import measure
 
@@ -26,7 +26,7 @@ def plot(
 ) -> list[Path]:
     """For every model and pair a histogram of bits/dim and the ROC curves of all detectors, beside the records.
 
-    The keywords are those of `run`.
+    A density on a manifold has no bits/dim: its histogram is of nats. The keywords are those of `run`.
     """
     from oodbench.report import histograms, roc_curves
 
@@ -39,10 +39,16 @@ def plot(
         stem = trial.contender.folder(results, trial.test.name) / safe_name(other)
         title = f"{name if trial.contender.model else 'model-free controls'}, {trial.test.name} against {other}"
         sides = {n: trial.evaluations[n].columns for n in (trial.test.name, other)}
-        if all("log_px" in columns for columns in sides.values()):
-            pictures.append(stem.with_name(f"{stem.name}-bits.png"))
-            bits = {n: bits_per_dim(columns["log_px"], columns.dimensions) for n, columns in sides.items()}
-            histograms(pictures[-1], bits, title=title)
+        model = trial.contender.model
+        if model and all("log_px" in columns for columns in sides.values()):
+            if has_bits(model.module.likelihood):
+                kind, label = "bits", "bits/dim"
+                values = {n: bits_per_dim(columns["log_px"], columns.dimensions) for n, columns in sides.items()}
+            else:
+                kind, label = "density", f"-log density in nats ({model.module.remark})"
+                values = {n: -columns["log_px"] for n, columns in sides.items()}
+            pictures.append(stem.with_name(f"{stem.name}-{kind}.png"))
+            histograms(pictures[-1], values, xlabel=label, title=title)
         curves = {one.detector: (one.score_in, one.score_out) for one in scored if one.group_size == 1}
         pictures.append(stem.with_name(f"{stem.name}-roc.png"))
         roc_curves(pictures[-1], curves, title=title)

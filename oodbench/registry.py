@@ -111,6 +111,7 @@ MODELS: Registry[Any] = Registry(
         "nsf-ar": (
             "oodbench.models.flows.nsf:AutoregressiveNSF",
             "Autoregressive spline flow on vectors (Durkan et al. 2019)",
+        ),
         "nxn-flow": (
             "oodbench.models.flows.nxn:NxNFlow",
             "Glow with invertible n x n convolutions (Truong et al. 2019, Hoogeboom et al. 2019)",
@@ -135,6 +136,23 @@ MODELS: Registry[Any] = Registry(
         "pixelcnn++": (
             "oodbench.models.autoregressive.pixelcnnpp:PixelCNNPP",
             "PixelCNN++ with a discretised logistic mixture (Salimans et al. 2017)",
+        ),
+        "aef": (
+            "oodbench.models.manifold.aef:AEF",
+            "Autoencoder within a flow: a bijection made of an encoder and a decoder (Silvestri et al. 2023)",
+        ),
+        # On an embedded surface: they stand last in tables and are not ranked.
+        "conformal": (
+            "oodbench.models.manifold.conformal:Conformal",
+            "Conformal embedding flow, a density on a surface (Ross & Cresswell 2021)",
+        ),
+        "rectangular": (
+            "oodbench.models.manifold.rectangular:Rectangular",
+            "Rectangular flow, a density on a surface and beside it (Caterini et al. 2021)",
+        ),
+        "two-step": (
+            "oodbench.models.manifold.two_step:TwoStep",
+            "Encoder-decoder, then a flow on its latents (Loaiza-Ganem et al. 2022)",
         ),
     },
 )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from oodbench.models.noise import Noise
 
-__all__ = ["DensityModel", "Likelihood", "bits_per_dim"]
+__all__ = ["DensityModel", "Likelihood", "bits_per_dim", "has_bits"]
 
 
 class Likelihood(enum.Enum):
@@ -32,6 +32,7 @@ class DensityModel(nn.Module):
     """
 
     likelihood: Likelihood  # of the class, or of the instance where the configuration decides
+    remark: str = ""  # what tables add to the likelihood: of which density a manifold's `log_px` speaks, say
     columns: ClassVar[tuple[str, ...]] = ("log_px",)
     version: ClassVar[int] = 1  # raised when the same weights come to give other numbers (cached columns)
 
@@ -73,6 +74,11 @@ class DensityModel(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters lie."""
         return next(self.parameters()).device
+
+
+def has_bits(likelihood: Likelihood) -> bool:
+    """Whether log P is of the discrete image, so that bits/dim mean something."""
+    return likelihood is not Likelihood.MANIFOLD
 
 
 def bits_per_dim(log_px: Any, dimensions: int) -> Any:

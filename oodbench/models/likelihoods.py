@@ -19,6 +19,7 @@ __all__ = [
     "logistic_mixture_channels",
     "logistic_mixture_head",
     "logistic_mixture_log_prob",
+    "logistic_mixture_mean",
     "logistic_mixture_start",
     "sample_logistic_mixture",
 ]
@@ -76,6 +77,19 @@ def logistic_mixture_log_prob(x: Tensor, parameters: Tensor, mixtures: int) -> T
     if mixtures == 1:
         return per_component.sum((1, 2, 3))
     return torch.logsumexp(per_component + F.log_softmax(logits, -1), -1).sum((1, 2))
+
+
+def logistic_mixture_mean(parameters: Tensor, channels: int, mixtures: int) -> Tensor:
+    """The mean image (B, C, H, W), 0 ... 255 as -1 ... 1, from parameters (B, logistic_mixture_channels, H, W).
+
+    Of the logistics before they are rounded and cut off at the ends of the range: smooth in the parameters.
+    """
+    logits, means, _, coefficients = _unpack(parameters, channels, mixtures)
+    value = means
+    for _ in range(channels - 1):  # each turn makes one more channel right
+        value = _coupled(means, coefficients, value)
+    mean = (value * F.softmax(logits, -1)[..., None, :]).sum(-1)
+    return mean.permute(0, 3, 1, 2)
 
 
 def sample_logistic_mixture(parameters: Tensor, channels: int, mixtures: int, noise: Noise, stream: str) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from oodbench.evaluation import METRICS
+from oodbench.models.base import Likelihood
 from oodbench.records import Record, data_hash
 from oodbench.registry import MODELS
 
@@ -48,6 +49,7 @@ class Column:
 
     title: str
     likelihood: str
+    ranked: bool  # False of densities on a manifold: no cell of theirs is bold
     bits_per_dim: str
     images: tuple[int, int]
     undertrained: bool
@@ -100,6 +102,9 @@ def notes(shown: Sequence[Block], bold: bool = False) -> list[str]:
     seeds = sorted({seed for block in shown for seed in block.seeds})
     sentences = {
         "Bold: the best single-image score in a model's column, controls included.": bold,
+        "A density on a manifold has no bits/dim and is not ranked: no score in its column is bold.": any(
+            not column.ranked for block in shown for column in block.columns
+        ),
         f"{INVERSION} inversion: the interval of the AUROC ends below 0.5.": any(cell.inversion for cell in cells),
         f"{NONFINITE}k: k scores are not finite; NaN is ranked worst for the detector.": any(
             c.nonfinite for c in cells
@@ -147,10 +152,12 @@ def _column(records: list[Record], key: tuple[str, str, str], metric: str, with_
     draws = next((record["draws"] for record in records if record.get("draws")), None)
     bits = first.get("bits_per_dim") or {}
     images = _images(records)
+    likelihood, remark = str(first.get("likelihood") or "-"), first.get("remark")
     return Column(
         title=" ".join(filter(None, [name, preset, weights[:8]])) if with_weights else name,
-        likelihood=str(first.get("likelihood") or "-").replace("_", " ") + (f", K = {draws}" if draws else ""),
-        bits_per_dim=f"{_bits(bits.get('in'))} / {_bits(bits.get('out'))}",
+        likelihood=", ".join(filter(None, [likelihood.replace("_", " "), remark, f"K = {draws}" if draws else ""])),
+        ranked=likelihood != Likelihood.MANIFOLD.value,
+        bits_per_dim=f"{_bits(bits.get('in'))} / {_bits(bits.get('out'))}" if bits else "-",
         images=images,
         undertrained=bool(first.get("undertrained")),
         cells=_cells_of(records, images, metric),
@@ -187,7 +194,7 @@ def _cell(records: list[Record], metric: str) -> Cell | None:
 def _mark_best(block: Block, metric: str) -> None:
     """Bold compares what one image can tell: groups of images see more, so they are left out."""
     better = min if metric == "fpr95" else max
-    for cells in [column.cells for column in block.columns] or [{}]:
+    for cells in [column.cells for column in block.columns if column.ranked] or [{}]:
         rivals = [cell for cell in [*cells.values(), *block.controls.values()] if cell.group_size == 1]
         best = better((cell.value for cell in rivals), default=None)
         for cell in rivals:

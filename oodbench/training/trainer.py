@@ -18,7 +18,7 @@ from oodbench.data import Adaptation, Images, adaptation, in_domain, load
 from oodbench.engine.device import choose_device, keep_freed_memory
 from oodbench.errors import OodbenchError
 from oodbench.files import cache_dir, check_writable
-from oodbench.models.base import DensityModel, bits_per_dim
+from oodbench.models.base import DensityModel, bits_per_dim, has_bits
 from oodbench.models.nn import networks
 from oodbench.models.noise import Noise
 from oodbench.pretrained import TrainedModel, own_folder, save_model
@@ -93,7 +93,7 @@ def train(
         "device": device_name(device),
         "seconds": round(state["seconds"], 1),
         "torch": torch.__version__,
-        "bits_per_dim": state["curve"][-1][2],
+        "bits_per_dim": state["curve"][-1][2] if has_bits(module.likelihood) else None,
         "curve": state["curve"],
         "undertrained": _undertrained(state["curve"], recipe.steps),
     }
@@ -169,7 +169,8 @@ class _Run:
                 self._check(bpd, state["step"])
                 state["seconds"] = time.perf_counter() - begin
                 state["curve"].append([state["step"], round(state["seconds"], 1), round(bpd, 5)])
-                bar.set_postfix_str(f"validation {bpd:.3f} bits/dim")
+                unit = "bits/dim" if has_bits(self.module.likelihood) else "nats/dim of loss"
+                bar.set_postfix_str(f"validation {bpd:.3f} {unit}")
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                 self._check(float(loss), state["step"])
                 state["seconds"] = time.perf_counter() - begin
@@ -214,15 +215,17 @@ class _Run:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Bits/dim of the averaged weights on the validation images."""
-        total = 0.0
+        """Bits/dim of the averaged weights on the validation images; of a manifold model the loss in nats/dim."""
+        total, bits = 0.0, has_bits(self.module.likelihood)
         with networks(self.dtype, fold=True):
             for start in range(0, len(self.validation), 64):
                 rows = slice(start, start + 64)
                 noise = Noise.of(torch.from_numpy(self.validation.index[rows])).to(self.module.device)
                 x = torch.from_numpy(self.adapt(self.validation.pixels[rows])).to(self.module.device)
-                total += float(self.averaged.log_prob(x, noise).double().sum())
-        return float(bits_per_dim(total / len(self.validation), self.module.dimensions))
+                nats = -self.averaged.log_prob(x, noise) if bits else self.averaged.loss(x, noise)
+                total += float(nats.double().sum())
+        mean = total / len(self.validation)
+        return float(bits_per_dim(-mean, self.module.dimensions)) if bits else mean / self.module.dimensions
 
     def _check(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
@@ -246,6 +249,6 @@ def _mutate(x: Tensor, noise: Noise, rate: float) -> Tensor:
 
 
 def _undertrained(curve: list[list[float]], steps: int) -> bool:
-    """Whether bits/dim still fell by more than 1 % in the last fifth of training."""
+    """Whether bits/dim (or a loss, which may be negative) still fell by over 1 % in the last fifth of training."""
     before = [bpd for step, _, bpd in curve if step <= 0.8 * steps]
-    return bool(before) and before[-1] - curve[-1][2] > UNDERTRAINED * curve[-1][2]
+    return bool(before) and before[-1] - curve[-1][2] > UNDERTRAINED * abs(curve[-1][2])

@@ -17,6 +17,7 @@ from oodbench.models.base import DensityModel, Likelihood
 from oodbench.models.likelihoods import (
     logistic_mixture_channels,
     logistic_mixture_log_prob,
+    logistic_mixture_mean,
     logistic_mixture_start,
     sample_logistic_mixture,
 )
@@ -130,6 +131,10 @@ class VAE(DensityModel):
     def log_px_given_z(self, x: Tensor, z: Tensor) -> Tensor:
         """log P(x | z) in nats (B,)."""
         return logistic_mixture_log_prob(x, self.decoder(z), self.mixtures)
+
+    def mean_image(self, z: Tensor) -> Tensor:
+        """The mean of P(x | z) (B, C, H, W), 0 ... 255 as -1 ... 1, of latents (B, *latent_shape)."""
+        return logistic_mixture_mean(self.decoder(z), self.shape[0], self.mixtures)
 
     def statistics(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
         """log_px (K draws), elbo = reconstruction - kl: reconstruction the mean over the draws, kl in closed form."""
