@@ -11,6 +11,7 @@ from oodbench.models.noise import Noise
 from oodbench.registry import MODELS
 
 SHAPE = (3, 8, 8)
+SMALL_FLOW = {"count": 1, "hidden": 6}
 CONFIGS: dict[str, dict[str, Any]] = {
     "glow": {"levels": 2, "steps": 2, "hidden": 12},
     "glow-cv": {"levels": 2, "steps": 2, "hidden": 12},
@@ -27,6 +28,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "vae": {"latents": 4, "hidden": 12, "mixtures": 2, "draws": 3},
     "pixelcnn": {"layers": 2, "filters": 12},
     "pixelcnn++": {"residuals": 1, "filters": 8, "mixtures": 2},
+    "aef": {"latents": 4, "hidden": 6, "core_config": {"count": 1, "hidden": 6}, "prior_config": SMALL_FLOW},
+    "conformal": {"latents": 4, "levels": 1, "channels": 6, "prior_config": SMALL_FLOW},
+    "rectangular": {"latents": 4, "couplings": 1, "hidden": 8, "prior_config": SMALL_FLOW},
+    "two-step": {"first_config": {"latents": 4, "hidden": 6}, "prior_config": SMALL_FLOW},
 }
 
 

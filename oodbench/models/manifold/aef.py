@@ -1,4 +1,4 @@
-"""AEF, an autoencoder within a flow (Silvestri et al. 2023): an encoder and a decoder as the couplings of a bijection."""
+"""AEF, an autoencoder within a flow (Silvestri et al. 2023): encoder and decoder are couplings of a bijection."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,8 @@ class AEF(ImageFlow):
 
     and standard normal e. To the encoder the core is what noise is to a VAE's. f is a few couplings.
 
-    `core` is where these pixels lie: the "corner" or the "centre". With "linear" the core is W x and the rest is all of
+    `core` is where these pixels lie: the "centre" or the "corner". The latter is often black, so that a single bright
+    pixel there is thousands of standard deviations away. With "linear" the core is W x and the rest is all of
     x, as published: no bijection, and no normalised density of x, so that log P is an ESTIMATE.
     """
 
@@ -45,7 +46,7 @@ class AEF(ImageFlow):
         shape: tuple[int, int, int],
         latents: int = 20,
         hidden: int = 32,
-        core: str = "corner",
+        core: str = "centre",
         core_config: Mapping[str, Any] | None = None,
         prior: str = "couplings",
         prior_config: Mapping[str, Any] | None = None,
@@ -87,7 +88,8 @@ class AEF(ImageFlow):
         std = (noise_variance / kept).sqrt()
         loadings = axes * (kept - noise_variance).clamp_min(1e-8).sqrt()
         error = rest - mean - (rest - mean) @ gain @ loadings.T
-        spread = (error.square().mean(0) + loadings.square() @ std.square()).sqrt()
+        spread = error.square().mean(0) + loadings.square() @ std.square()
+        spread = (spread + spread.mean() * (10 / len(rest))).sqrt()  # of few images, a pixel's own is no safe estimate
         self.encoder[0].start(gain, -mean @ gain, std.log())
         self.decoder[0].start(loadings, mean, spread.log())
         super().initialise(x, noise)

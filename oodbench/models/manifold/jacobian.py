@@ -22,6 +22,8 @@ _FORWARD_MODE = threading.Lock()
 def jacobian_products(embedding: Embedding, z: Tensor, tangents: Tensor) -> Tensor:
     """J(z_b) t_kb as (K, B, D), of tangents (K, B, d); differentiable in z and in what the embedding closes over."""
 
+    z = z.contiguous()  # rows that share memory cannot carry derivatives
+
     def product(tangent: Tensor) -> Tensor:
         out: Tensor = torch.func.jvp(embedding, (z,), (tangent,))[1]
         return out
