@@ -114,18 +114,24 @@ def test_a_spline_inverts_in_single_precision():
     assert float((spline.forward(x, theta)[0] - y).abs().max()) < 5e-4
 
 
-@pytest.mark.parametrize(("dimensions", "hidden"), [(1, 4), (2, 3), (6, 40), (9, 4)])
+@pytest.mark.parametrize(
+    ("dimensions", "hidden", "reach"), [(1, 4, 0), (2, 3, 0), (6, 40, 0), (9, 4, 0), (9, 1, 2), (6, 1, 5), (4, 1, 9)]
+)
 @every_element
-def test_each_number_of_an_autoregressive_layer_depends_on_all_before_it_and_on_no_other(dimensions, hidden, element):
-    layer = Autoregressive(dimensions, hidden, 1, element)
+def test_each_number_of_an_autoregressive_layer_depends_on_all_before_it_and_on_no_other(
+    dimensions, hidden, reach, element
+):
+    layer = Autoregressive(dimensions, hidden, 1, element, reach)
     perturb(layer, 2.0)
     layer.double()
     h = 0.3 * states(dimensions)
-    theta = jacobian(lambda t: layer.network(t[None])[0], h).reshape(element.parameters, dimensions, dimensions)
+    theta = jacobian(lambda t: layer.theta(t[None])[0], h).reshape(element.parameters, dimensions, dimensions)
     assert float(theta.triu().abs().max()) == 0
     if hidden >= dimensions > 1:
         before = theta.abs().amax(0).tril(-1)
         assert (before[torch.ones(dimensions, dimensions).tril(-1).bool()] > 0).double().mean() > 0.9
+    for back in range(1, min(reach, dimensions - 1) + 1):
+        assert (theta.diagonal(-back, 1, 2).abs().amax(0) > 0).all()
     whole = jacobian(lambda t: layer(t[None], noise_of(1))[0][0], h)
     volume = layer(h[None], noise_of(1))[1].expand(1)[0]
     assert float(volume.detach()) == pytest.approx(float(whole.diagonal().log().sum()), abs=1e-10)
@@ -207,6 +213,7 @@ def test_a_linear_layer_is_torchs_in_the_asked_for_precision_and_masked():
         (lambda: RationalQuadratic(4, 0.0), "0"),
         (lambda: Autoregressive(0, 3, 1, Affine()), "0"),
         (lambda: Autoregressive(3, 0, 1, Affine()), "0"),
+        (lambda: Autoregressive(3, 5, 1, Affine(), -1), "-1"),
         (lambda: Autoregressive(3, 5, 1, Affine()).shape_after((4,)), "4"),
         (lambda: Permutation(torch.tensor([0, 0, 1])), "0, 0, 1"),
         (lambda: reverse(5).shape_after((4, 4, 3)), "3"),
