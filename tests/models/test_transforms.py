@@ -12,7 +12,7 @@ from oodbench.models.flows.transforms.autoregressive import Autoregressive
 from oodbench.models.flows.transforms.checkerboard import Checkerboard
 from oodbench.models.flows.transforms.elementwise import Additive, Affine, Elementwise, Sigmoid
 from oodbench.models.flows.transforms.inverse import Inverse
-from oodbench.models.flows.transforms.permutation import Permutation, reverse, swap_halves
+from oodbench.models.flows.transforms.permutation import Permutation, interleave, reverse, swap_halves
 from oodbench.models.flows.transforms.prior import Standardise
 from oodbench.models.flows.transforms.spline import RationalQuadratic
 from oodbench.models.flows.transforms.squeeze import Squeeze
@@ -154,7 +154,7 @@ def test_an_inverse_layer_is_the_layer_turned_round(element):
 
 def test_permutations_move_numbers_and_their_inverses_move_them_back():
     h, noise = states(3, 2, 7), noise_of(3)
-    for layer in (reverse(7), swap_halves(7), Permutation(torch.tensor([2, 0, 1, 6, 4, 5, 3]))):
+    for layer in (reverse(7), swap_halves(7), interleave(7), Permutation(torch.tensor([2, 0, 1, 6, 4, 5, 3]))):
         y, volume = layer(h, noise)
         assert float(volume) == 0
         assert not torch.equal(y, h)
@@ -162,6 +162,7 @@ def test_permutations_move_numbers_and_their_inverses_move_them_back():
         assert torch.equal(layer.inverse(y, noise), h)
     assert torch.equal(reverse(7)(h, noise)[0], h.flip(-1))
     assert torch.equal(swap_halves(6)(h[..., :6], noise)[0], torch.cat([h[..., 3:6], h[..., :3]], -1))
+    assert interleave(7).order.tolist() == [0, 2, 4, 6, 1, 3, 5]
     # What the second of two couplings of the first 3 of 7 keeps is among what the first one changed.
     assert swap_halves(7).order[:3].min() >= 3
 
