@@ -12,7 +12,7 @@ from oodbench.models.flows.transforms.autoregressive import Autoregressive
 from oodbench.models.flows.transforms.checkerboard import Checkerboard
 from oodbench.models.flows.transforms.elementwise import Additive, Affine, Elementwise, Sigmoid
 from oodbench.models.flows.transforms.inverse import Inverse
-from oodbench.models.flows.transforms.permutation import Permutation, reverse, swap_halves
+from oodbench.models.flows.transforms.permutation import Permutation, interleave, reverse, swap_halves
 from oodbench.models.flows.transforms.prior import Standardise
 from oodbench.models.flows.transforms.spline import RationalQuadratic
 from oodbench.models.flows.transforms.squeeze import Squeeze
@@ -114,18 +114,24 @@ def test_a_spline_inverts_in_single_precision():
     assert float((spline.forward(x, theta)[0] - y).abs().max()) < 5e-4
 
 
-@pytest.mark.parametrize(("dimensions", "hidden"), [(1, 4), (2, 3), (6, 40), (9, 4)])
+@pytest.mark.parametrize(
+    ("dimensions", "hidden", "reach"), [(1, 4, 0), (2, 3, 0), (6, 40, 0), (9, 4, 0), (9, 1, 2), (6, 1, 5), (4, 1, 9)]
+)
 @every_element
-def test_each_number_of_an_autoregressive_layer_depends_on_all_before_it_and_on_no_other(dimensions, hidden, element):
-    layer = Autoregressive(dimensions, hidden, 1, element)
+def test_each_number_of_an_autoregressive_layer_depends_on_all_before_it_and_on_no_other(
+    dimensions, hidden, reach, element
+):
+    layer = Autoregressive(dimensions, hidden, 1, element, reach)
     perturb(layer, 2.0)
     layer.double()
     h = 0.3 * states(dimensions)
-    theta = jacobian(lambda t: layer.network(t[None])[0], h).reshape(element.parameters, dimensions, dimensions)
+    theta = jacobian(lambda t: layer.theta(t[None])[0], h).reshape(element.parameters, dimensions, dimensions)
     assert float(theta.triu().abs().max()) == 0
     if hidden >= dimensions > 1:
         before = theta.abs().amax(0).tril(-1)
         assert (before[torch.ones(dimensions, dimensions).tril(-1).bool()] > 0).double().mean() > 0.9
+    for back in range(1, min(reach, dimensions - 1) + 1):
+        assert (theta.diagonal(-back, 1, 2).abs().amax(0) > 0).all()
     whole = jacobian(lambda t: layer(t[None], noise_of(1))[0][0], h)
     volume = layer(h[None], noise_of(1))[1].expand(1)[0]
     assert float(volume.detach()) == pytest.approx(float(whole.diagonal().log().sum()), abs=1e-10)
@@ -148,7 +154,7 @@ def test_an_inverse_layer_is_the_layer_turned_round(element):
 
 def test_permutations_move_numbers_and_their_inverses_move_them_back():
     h, noise = states(3, 2, 7), noise_of(3)
-    for layer in (reverse(7), swap_halves(7), Permutation(torch.tensor([2, 0, 1, 6, 4, 5, 3]))):
+    for layer in (reverse(7), swap_halves(7), interleave(7), Permutation(torch.tensor([2, 0, 1, 6, 4, 5, 3]))):
         y, volume = layer(h, noise)
         assert float(volume) == 0
         assert not torch.equal(y, h)
@@ -156,6 +162,7 @@ def test_permutations_move_numbers_and_their_inverses_move_them_back():
         assert torch.equal(layer.inverse(y, noise), h)
     assert torch.equal(reverse(7)(h, noise)[0], h.flip(-1))
     assert torch.equal(swap_halves(6)(h[..., :6], noise)[0], torch.cat([h[..., 3:6], h[..., :3]], -1))
+    assert interleave(7).order.tolist() == [0, 2, 4, 6, 1, 3, 5]
     # What the second of two couplings of the first 3 of 7 keeps is among what the first one changed.
     assert swap_halves(7).order[:3].min() >= 3
 
@@ -207,6 +214,7 @@ def test_a_linear_layer_is_torchs_in_the_asked_for_precision_and_masked():
         (lambda: RationalQuadratic(4, 0.0), "0"),
         (lambda: Autoregressive(0, 3, 1, Affine()), "0"),
         (lambda: Autoregressive(3, 0, 1, Affine()), "0"),
+        (lambda: Autoregressive(3, 5, 1, Affine(), -1), "-1"),
         (lambda: Autoregressive(3, 5, 1, Affine()).shape_after((4,)), "4"),
         (lambda: Permutation(torch.tensor([0, 0, 1])), "0, 0, 1"),
         (lambda: reverse(5).shape_after((4, 4, 3)), "3"),

@@ -17,7 +17,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "glow-cv": {"levels": 2, "steps": 2, "hidden": 12},
     "nice": {"couplings": 3, "hidden": 12, "blocks": 1},
     "realnvp": {"levels": 2, "steps": 2, "hidden": 8, "blocks": 1},
-    "maf": {"layers": 2, "hidden": 24},
+    "maf": {"layers": 2, "hidden": 24, "reach": 10},
     "iaf": {"layers": 1, "hidden": 24},
     "nsf": {"levels": 2, "steps": 2, "hidden": 8, "blocks": 1, "bins": 4},
     "nsf-ar": {"layers": 2, "hidden": 24, "bins": 4},

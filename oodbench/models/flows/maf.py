@@ -24,11 +24,13 @@ class MAF(VectorFlow):
     """
 
     @classmethod
-    def layers_on(cls, dimensions: int, layers: int = 5, hidden: int = 1024, blocks: int = 1) -> Iterator[Transform]:
+    def layers_on(
+        cls, dimensions: int, layers: int = 5, hidden: int = 1024, blocks: int = 1, reach: int = 0
+    ) -> Iterator[Transform]:
         require(layers >= 1, f"An autoregressive flow needs at least one layer, not {layers}.")
         yield Standardise((dimensions,), measured=True, floor=0.1)
         for layer in range(layers):
-            yield cls.layer(Autoregressive(dimensions, hidden, blocks, Affine(BOUND)))
+            yield cls.layer(Autoregressive(dimensions, hidden, blocks, Affine(BOUND), reach))
             if layer < layers - 1:
                 yield reverse(dimensions)
         yield Standardise((dimensions,))

@@ -2,11 +2,13 @@
 
 from typing import cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oodbench.models.nn import Convolution, Linear
+from oodbench.models.nn import Convolution, Linear, folded, network_dtype
 
-__all__ = ["MLP", "ConvolutionNetwork", "ResidualConvolutionNetwork"]
+__all__ = ["MLP", "Band", "ConvolutionNetwork", "ResidualConvolutionNetwork"]
 
 
 class ConvolutionNetwork(nn.Module):
@@ -71,3 +73,38 @@ class MLP(nn.Module):
         for inner, outer in zip(self.inner, self.outer, strict=True):
             hidden = hidden + outer(inner(hidden.relu()).relu_())
         return cast("Tensor", self.last(hidden.relu())).to(x.dtype)
+
+
+class Band(nn.Module):
+    """Direct connections from the `reach` numbers before each, and from some more: the product with a banded matrix.
+
+    They give a masked network with fewer hidden units than numbers what it lacks, each number's nearest predecessors;
+    an image's row above is width times channels before. Computed in blocks of `reach`: each number sees the block
+    before its own and what precedes it in its own.
+    """
+
+    mask: Tensor
+
+    def __init__(self, numbers: int, reach: int, parameters: int) -> None:
+        super().__init__()
+        self.numbers, self.reach, self.parameters_each = numbers, reach, parameters
+        blocks = -(-numbers // reach)
+        own = torch.ones(reach, reach).triu(1).bool()
+        mask = torch.cat([torch.ones_like(own), own]).repeat(1, parameters)
+        self.register_buffer("mask", mask, persistent=False)
+        self.weight = nn.Parameter(torch.zeros(blocks, 2 * reach, parameters * reach))
+
+    @folded
+    def weight_now(self) -> Tensor:
+        """The masked weight in the network dtype."""
+        return (self.weight * self.mask).to(network_dtype(self.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, numbers) -> (B, parameters * numbers), parameter by parameter, in the dtype of x."""
+        weight = self.weight_now()
+        blocks = len(weight)
+        padded = F.pad(x.to(weight.dtype), (self.reach, blocks * self.reach - self.numbers))
+        padded = padded.reshape(len(x), blocks + 1, self.reach).transpose(0, 1)
+        out = torch.cat([padded[:-1], padded[1:]], -1) @ weight  # (blocks, B, parameters * reach)
+        out = out.reshape(blocks, len(x), self.parameters_each, self.reach).permute(1, 2, 0, 3).flatten(2)
+        return out[..., : self.numbers].flatten(1).to(x.dtype)

@@ -68,11 +68,12 @@ class AutoregressiveNSF(VectorFlow):
         blocks: int = 1,
         bins: int = 8,
         bound: float = 3.0,
+        reach: int = 0,
     ) -> Iterator[Transform]:
         require(layers >= 1, f"An autoregressive flow needs at least one layer, not {layers}.")
         yield Standardise((dimensions,), measured=True, floor=0.1)
         for layer in range(layers):
-            yield Autoregressive(dimensions, hidden, blocks, RationalQuadratic(bins, bound))
+            yield Autoregressive(dimensions, hidden, blocks, RationalQuadratic(bins, bound), reach)
             if layer < layers - 1:
                 yield reverse(dimensions)
         yield Standardise((dimensions,))

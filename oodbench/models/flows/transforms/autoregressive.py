@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from oodbench.models.flows.networks import MLP
+from oodbench.models.flows.networks import MLP, Band
 from oodbench.models.flows.transforms.base import Shape, Transform, require
 from oodbench.models.flows.transforms.elementwise import Elementwise
 from oodbench.models.noise import Noise
@@ -15,14 +15,15 @@ class Autoregressive(Transform):
     """y_i = f(x_i; theta_i(x_1 ... x_{i-1})) on vectors (B, d), theta by one masked network (MADE).
 
     The Jacobian is triangular, so the volume is that of the elementwise map f. Forward takes one pass of the network,
-    the inverse d passes, one number after another.
+    the inverse d passes, one number after another. With a `reach`, a `Band` adds direct connections.
     """
 
-    def __init__(self, dimensions: int, hidden: int, blocks: int, element: Elementwise) -> None:
+    def __init__(self, dimensions: int, hidden: int, blocks: int, element: Elementwise, reach: int = 0) -> None:
         super().__init__()
         require(
             dimensions >= 1 and hidden >= 1, f"{dimensions} numbers and {hidden} hidden units: use at least 1 of each."
         )
+        require(reach >= 0, f"Direct connections cannot reach {reach} numbers back: use 0 for none.")
         self.dimensions = dimensions
         self.element = element
         place = torch.arange(dimensions)
@@ -30,14 +31,20 @@ class Autoregressive(Transform):
         within = torch.arange(hidden) * max(1, dimensions - 1) // hidden
         out = (place - 1).repeat(element.parameters)
         self.network = MLP(dimensions, hidden, len(out), blocks, (place, within, out))
+        self.band = Band(dimensions, min(reach, dimensions), element.parameters) if reach else None
+
+    def theta(self, x: Tensor) -> Tensor:
+        """What steers f: (B, d) -> (B, parameters * d)."""
+        theta: Tensor = self.network(x)
+        return theta if self.band is None else theta + self.band(x)
 
     def forward(self, h: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        return self.element.forward(h, self.network(h))
+        return self.element.forward(h, self.theta(h))
 
     def inverse(self, y: Tensor, noise: Noise) -> Tensor:
         x = y[:, :0]
         for i in range(self.dimensions):
-            theta = self.network(torch.cat([x, torch.zeros_like(y[:, i:])], 1))
+            theta = self.theta(torch.cat([x, torch.zeros_like(y[:, i:])], 1))
             x = torch.cat([x, self.element.inverse(y[:, i : i + 1], theta[:, i :: self.dimensions])], 1)
         return x
 

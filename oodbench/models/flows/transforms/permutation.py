@@ -6,7 +6,7 @@ from torch import Tensor
 from oodbench.models.flows.transforms.base import Shape, Transform, require
 from oodbench.models.noise import Noise
 
-__all__ = ["Permutation", "reverse", "swap_halves"]
+__all__ = ["Permutation", "interleave", "reverse", "swap_halves"]
 
 
 class Permutation(Transform):
@@ -41,3 +41,8 @@ def reverse(count: int) -> Permutation:
 def swap_halves(count: int) -> Permutation:
     """The second half, the smaller one of an odd count, comes before the first."""
     return Permutation(torch.arange(count).roll(count // 2))
+
+
+def interleave(count: int) -> Permutation:
+    """First the numbers at even places, then those at odd ones: halves whose numbers are neighbours."""
+    return Permutation(torch.cat([torch.arange(0, count, 2), torch.arange(1, count, 2)]))
