@@ -60,9 +60,11 @@ def test_the_models_of_paper_recipes_have_the_literatures_size(name, monkeypatch
     monkeypatch.setattr(torch.nn.init, "kaiming_normal_", lambda weight, **_: weight)
     model = MODELS.get(name)((3, 32, 32), **load_recipe(name, "cifar10", "paper").config)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    low, high = {"glow": (40, 50), "glow-cv": (35, 50), "vae": (3, 10), "pixelcnn": (3, 10), "pixelcnn++": (25, 60)}[
-        name
-    ]
+    sizes = {
+        "glow": (40, 50), "glow-cv": (35, 50), "vae": (3, 10), "pixelcnn": (3, 10), "pixelcnn++": (25, 60),
+        "nxn-flow": (40, 55), "iresnet": (20, 30), "funnel": (25, 40), "inflow": (5, 12),
+    }  # fmt: skip
+    low, high = sizes[name]
     assert low < millions < high
     if name == "vae":
         assert 100 <= math.prod(model.latent_shape) < 200
