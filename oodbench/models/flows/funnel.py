@@ -35,7 +35,7 @@ class FunnelFlow(ImageFlow):
         levels: int = 4,
         steps: int = 3,
         hidden: int = 64,
-        kept: int = 4,
+        kept: int = 3,
         components: int = 3,
     ) -> None:
         require(components >= 1, f"A funnel's decoder needs at least one component, not {components}.")

@@ -9,7 +9,7 @@ from oodbench.models.nn import Convolution
 
 __all__ = ["ContractiveNetwork", "LipschitzConvolution", "spectral_bound"]
 
-Derivative = Callable[[Tensor, Tensor], Tensor]
+Derivative = Callable[[Tensor, Tensor | None], Tensor]
 
 _SQUARINGS = 5  # they leave the bound of an n x n matrix at most n^(1/128) too large: 3 % for 64 channels
 _STEEPEST = 1.0999  # what the derivative of x sigmoid(x) never exceeds
@@ -26,8 +26,8 @@ def spectral_bound(weight: Tensor, places: tuple[int, int]) -> Tensor:
     side = weight.shape[-1]
     height, width = (count + side // 2 for count in places) if side > 1 else (1, 1)
     # Half of the plane: a real kernel's blocks at opposite frequencies are conjugate.
-    rows, columns = torch.arange(height).to(weight), torch.arange(width // 2 + 1).to(weight)
-    frequencies = torch.cartesian_prod(rows / height, columns / width)
+    rows, columns = torch.arange(height, device=weight.device), torch.arange(width // 2 + 1, device=weight.device)
+    frequencies = torch.cartesian_prod(rows.to(weight.dtype) / height, columns.to(weight.dtype) / width)
     with torch.no_grad():  # only the worst frequency decides, and only it is differentiated
         worst = _log_gram_bound(_gram(_blocks(weight, frequencies))).argmax()
     return (_log_gram_bound(_gram(_blocks(weight, frequencies[worst][None])))[0] / 2).exp()
@@ -35,7 +35,7 @@ def spectral_bound(weight: Tensor, places: tuple[int, int]) -> Tensor:
 
 def _blocks(weight: Tensor, frequencies: Tensor) -> Tensor:
     """The kernel's Fourier transform at frequencies (F, 2) in cycles a place: complex (F, out, in)."""
-    taps = torch.cartesian_prod(*2 * [torch.arange(weight.shape[-1]).to(weight)])
+    taps = torch.cartesian_prod(*2 * [torch.arange(weight.shape[-1], device=weight.device).to(weight.dtype)])
     angle = -2 * torch.pi * frequencies @ taps.T
     kernel = weight.flatten(2)
     parts = [torch.einsum("ft,oit->foi", wave, kernel) for wave in (angle.cos(), angle.sin())]
@@ -93,7 +93,10 @@ class ContractiveNetwork(nn.Module):
         return self.linearise(x)[0]
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Derivative]:
-        """(g(x), derivative): `derivative(v, rows)` is J_g v of vectors v (R, H, W, C) at the images `rows` (R,)."""
+        """(g(x), derivative): `derivative(v, rows)` is J_g v of vectors v (R, H, W, C) at the images `rows` (R,).
+
+        Without `rows` there is one vector an image, in order.
+        """
         layers = [layer.parameters_now() for layer in (self.first, self.second, self.last)]
         h, slopes = x.permute(0, 3, 1, 2).to(layers[0][0].dtype), []
         for weight, bias in layers[:-1]:
@@ -104,12 +107,12 @@ class ContractiveNetwork(nn.Module):
         weight, bias = layers[-1]
         out: Tensor = torch.conv2d(h, weight, bias, padding=weight.shape[-1] // 2).permute(0, 2, 3, 1)
 
-        def derivative(v: Tensor, rows: Tensor) -> Tensor:
+        def derivative(v: Tensor, rows: Tensor | None) -> Tensor:
             t = v.permute(0, 3, 1, 2)
             for (weight, _), slope in zip(layers, [*slopes, None], strict=True):
                 t = torch.conv2d(t.to(weight.dtype), weight, padding=weight.shape[-1] // 2)
                 if slope is not None:
-                    t = t * (slope if len(rows) == len(slope) == len(t) else slope[rows])
+                    t = t * (slope if rows is None else slope[rows])
             return t.permute(0, 2, 3, 1).to(v.dtype)
 
         return out.to(x.dtype), derivative

@@ -23,7 +23,7 @@ class Rotation(Transform):
 
     @folded
     def rotation(self) -> Tensor:
-        """Q (C, C): the stored matrix, with a Newton step towards orthogonality, which rounding to float32 took from it."""
+        """Q (C, C): the stored matrix after a Newton step to the orthogonality that rounding took from it."""
         identity = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device)
         return self.matrix @ (1.5 * identity - 0.5 * self.matrix.T @ self.matrix)
 
