@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from tiny_models import noise_of, perturb, smooth_images, some_images, tiny
-from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from oodbench.errors import OodbenchError
@@ -34,7 +33,7 @@ def test_a_linear_decoder_gives_the_density_of_a_gaussian_on_a_plane():
     value = x.double().flatten(1) / 127.5 - 1
     z = value @ encoder.weight.T + encoder.bias
     # The prior: base = A z + a, so z ~ N(-A^-1 a, (A'A)^-1).
-    at = [model.prior.log_density(t, noise_of(len(t))) for t in (z,)][0]
+    at = model.prior.log_density(z, noise_of(6))
     zero, unit = torch.zeros(1, 3).double(), torch.eye(3).double()
     a = model.prior(zero, noise_of(1))[0][0][0]
     matrix = (model.prior(unit, noise_of(3))[0][0] - a).T

@@ -193,3 +193,25 @@ def test_other_images_of_the_same_name_are_another_block_and_not_averaged(make_r
 
 def test_csv_holds_what_an_image_cost(make_record):
     assert pd.read_csv(io.StringIO(table([make_record()], "csv")))["seconds_per_image"].tolist() == [0.001]
+
+
+@pytest.mark.parametrize("format", ["table", "markdown", "latex"])
+def test_a_density_on_a_manifold_is_shown_without_bits_and_not_ranked(make_record, format):
+    on_manifold = {"model": "rectangular", "likelihood": "manifold", "remark": "ambient", "bits_per_dim": None}
+    records = [
+        make_record("likelihood", 0.7),
+        make_record("likelihood", 0.96, **on_manifold),
+        make_record("compressed_size", 0.95, model="none"),
+    ]
+    text = table(records, format)
+    assert "manifold, ambient" in text
+    assert "0.960" in text
+    assert "3.94 / 2.61" in text
+    assert "nan" not in text.lower()
+    assert "has no bits/dim and is not ranked" in text
+    if format == "markdown":
+        assert row(text, "| bits/dim in / out").split("|")[2:4] == [" 3.94 / 2.61 ", " - "]
+        assert "**0.960**" not in text
+        assert "**0.950**" in text  # though the manifold's 0.960 is larger: it beats glow's column
+        assert "**" not in table(records[1:2], format).split("\n\n")[1]
+    assert "is not ranked" not in table(records[:1], format)
