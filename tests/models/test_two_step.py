@@ -8,6 +8,9 @@ from tiny_models import noise_of, perturb, smooth_images, some_images, tiny
 from torch.distributions import MultivariateNormal
 
 from oodbench.errors import OodbenchError
+from oodbench.models.flows.flow import VectorFlow
+from oodbench.models.flows.transforms.base import Transform
+from oodbench.models.flows.transforms.mixing import Mixing
 from oodbench.models.likelihoods import logistic_mixture_channels, logistic_mixture_mean, sample_logistic_mixture
 from oodbench.models.manifold.two_step import EncoderDecoder, TwoStep
 from oodbench.models.noise import Noise
@@ -111,6 +114,21 @@ def test_the_first_step_starts_at_principal_components():
     assert float(error) == pytest.approx(float(left), rel=0.02)
     z = model.encode(x, noise)[1]
     torch.testing.assert_close(z.var(0, correction=0), torch.ones(model.latents).double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["conformal", "rectangular", "two-step", "aef"])
+def test_any_registered_flow_on_vectors_can_stand_on_the_latents(name, register_model):
+    class Matrices(VectorFlow):
+        @classmethod
+        def layers_on(cls, dimensions: int, count: int = 1) -> list[Transform]:
+            return [Mixing(dimensions, torch.Generator().manual_seed(0)) for _ in range(count)]
+
+    register_model("matrices", Matrices)
+    x, noise = some_images(3, (1, 8, 8)), noise_of(3)
+    models = [tiny(name, (1, 8, 8), prior="matrices", prior_config={"count": count}) for count in (1, 3)]
+    added = [sum(isinstance(part, Mixing) for part in model.modules()) for model in models]
+    assert added[1] - added[0] == 2
+    assert all(model.log_prob(x, noise).isfinite().all() for model in models)
 
 
 def test_a_first_step_without_latents_is_told():
