@@ -198,7 +198,12 @@ def test_csv_holds_what_an_image_cost(make_record):
 
 @pytest.mark.parametrize("format", ["table", "markdown", "latex"])
 def test_a_density_on_a_manifold_is_shown_without_bits_and_not_ranked(make_record, format):
-    on_manifold = {"model": "rectangular", "likelihood": Likelihood.MANIFOLD.value, "remark": "ambient", "bits_per_dim": None}
+    on_manifold = {
+        "model": "rectangular",
+        "likelihood": Likelihood.MANIFOLD.value,
+        "remark": "ambient",
+        "bits_per_dim": None,
+    }
     records = [
         make_record("likelihood", 0.7),
         make_record("likelihood", 0.96, **on_manifold),
