@@ -181,7 +181,7 @@ def plain(config: dict[str, Any]) -> list[Any]:
         ("rectangular", (1, 8, 8), {"couplings": 0}),
         ("rectangular", (1, 8, 8), {"prior": "glow"}),
         ("two-step", (1, 8, 8), {"first_config": {"latents": 64}}),
-        ("two-step", (1, 8, 8), {"first": "vae", "first_config": {"latents": 16}}),
+        ("two-step", (1, 4, 4), {"first": "vae", "first_config": {"latents": 16}}),
         ("two-step", (1, 8, 6), {}),
     ],
 )

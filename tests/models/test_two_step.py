@@ -5,14 +5,17 @@ import math
 import pytest
 import torch
 from tiny_models import noise_of, perturb, smooth_images, some_images, tiny
-from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from oodbench.errors import OodbenchError
+from oodbench.models.flows.flow import VectorFlow
+from oodbench.models.flows.transforms.base import Transform
+from oodbench.models.flows.transforms.mixing import Mixing
 from oodbench.models.likelihoods import logistic_mixture_channels, logistic_mixture_mean, sample_logistic_mixture
 from oodbench.models.manifold.two_step import EncoderDecoder, TwoStep
 from oodbench.models.noise import Noise
 from oodbench.models.vae.vae import VAE
+from oodbench.registry import MODELS
 
 SHAPE = (1, 4, 4)
 
@@ -34,7 +37,7 @@ def test_a_linear_decoder_gives_the_density_of_a_gaussian_on_a_plane():
     value = x.double().flatten(1) / 127.5 - 1
     z = value @ encoder.weight.T + encoder.bias
     # The prior: base = A z + a, so z ~ N(-A^-1 a, (A'A)^-1).
-    at = [model.prior.log_density(t, noise_of(len(t))) for t in (z,)][0]
+    at = model.prior.log_density(z, noise_of(6))
     zero, unit = torch.zeros(1, 3).double(), torch.eye(3).double()
     a = model.prior(zero, noise_of(1))[0][0][0]
     matrix = (model.prior(unit, noise_of(3))[0][0] - a).T
@@ -112,6 +115,22 @@ def test_the_first_step_starts_at_principal_components():
     assert float(error) == pytest.approx(float(left), rel=0.02)
     z = model.encode(x, noise)[1]
     torch.testing.assert_close(z.var(0, correction=0), torch.ones(model.latents).double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["conformal", "rectangular", "two-step", "aef"])
+def test_any_registered_flow_on_vectors_can_stand_on_the_latents(name, monkeypatch):
+    class Matrices(VectorFlow):
+        @classmethod
+        def layers_on(cls, dimensions: int, count: int = 1) -> list[Transform]:
+            return [Mixing(dimensions, torch.Generator().manual_seed(0)) for _ in range(count)]
+
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))  # what was there before comes back
+    MODELS.add("matrices", Matrices)
+    x, noise = some_images(3, (1, 8, 8)), noise_of(3)
+    models = [tiny(name, (1, 8, 8), prior="matrices", prior_config={"count": count}) for count in (1, 3)]
+    added = [sum(isinstance(part, Mixing) for part in model.modules()) for model in models]
+    assert added[1] - added[0] == 2
+    assert all(model.log_prob(x, noise).isfinite().all() for model in models)
 
 
 def test_a_first_step_without_latents_is_told():

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from oodbench.errors import OodbenchError
+from oodbench.models.base import Likelihood
 from oodbench.report import FORMATS, table
 
 
@@ -220,3 +221,30 @@ def test_many_models_become_rows_by_themselves(make_record):
     assert table(many, rows="detectors") != table(many) == table(many, rows="models")
     with pytest.raises(OodbenchError, match="rows"):
         table(few, rows="columns")
+
+
+@pytest.mark.parametrize("format", ["table", "markdown", "latex"])
+def test_a_density_on_a_manifold_is_shown_without_bits_and_not_ranked(make_record, format):
+    on_manifold = {
+        "model": "rectangular",
+        "likelihood": Likelihood.MANIFOLD.value,
+        "remark": "ambient",
+        "bits_per_dim": None,
+    }
+    records = [
+        make_record("likelihood", 0.7),
+        make_record("likelihood", 0.96, **on_manifold),
+        make_record("compressed_size", 0.95, model="none"),
+    ]
+    text = table(records, format)
+    assert "manifold, ambient" in text
+    assert "0.960" in text
+    assert "3.94 / 2.61" in text
+    assert "nan" not in text.lower()
+    assert "has no bits/dim and is not ranked" in text
+    if format == "markdown":
+        assert row(text, "| bits/dim in / out").split("|")[2:4] == [" 3.94 / 2.61 ", " - "]
+        assert "**0.960**" not in text
+        assert "**0.950**" in text  # though the manifold's 0.960 is larger: it beats glow's column
+        assert "**" not in table(records[1:2], format).split("\n\n")[1]
+    assert "is not ranked" not in table(records[:1], format)

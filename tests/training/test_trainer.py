@@ -13,6 +13,7 @@ from toys import Slope, adamw, forget, recipe
 from oodbench.data import load
 from oodbench.errors import OodbenchError
 from oodbench.files import sha256
+from oodbench.models.base import Likelihood
 from oodbench.pretrained import load_model
 from oodbench.training import load_recipe, train
 from oodbench.training import trainer as room
@@ -216,3 +217,21 @@ def test_training_leaves_torchs_global_generator_alone():
     before = torch.get_rng_state()
     train("vae", "digits", recipe=replace(load_recipe("vae", "digits", "tiny"), steps=1), progress=False)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_on_a_manifold_has_a_curve_of_its_loss_and_no_bits(monkeypatch):
+    monkeypatch.setattr(Slope, "likelihood", Likelihood.MANIFOLD)
+    entry = run(steps=20).entry
+    assert entry["bits_per_dim"] is None
+    assert entry["likelihood"] == "manifold"
+    assert not Slope.validated  # log_prob is not asked
+    averaged = float(load_model("slope", "digits").module.weight)
+    assert averaged < 0
+    assert entry["curve"][-1][2] == pytest.approx(averaged, abs=1e-5)  # nats a dimension: the gradient is 1
+    assert not math.isnan(entry["curve"][0][2])
+
+
+def test_a_negative_loss_that_no_longer_falls_is_not_undertrained():
+    assert not room._undertrained([[80, 0.0, -2.0], [100, 0.0, -2.001]], 100)
+    assert room._undertrained([[80, 0.0, -2.0], [100, 0.0, -2.1]], 100)
+    assert room._undertrained([[80, 0.0, 3.1], [100, 0.0, 3.0]], 100)
