@@ -97,6 +97,21 @@ MODELS: Registry[Any] = Registry(
             "oodbench.models.flows.glow:ConstantVolumeGlow",
             "Glow with additive couplings: constant volume (Nalisnick et al. 2019)",
         ),
+        "nice": ("oodbench.models.flows.nice:NICE", "Additive couplings by MLPs, one scaling (Dinh et al. 2015)"),
+        "realnvp": (
+            "oodbench.models.flows.realnvp:RealNVP",
+            "Multi-scale flow with checkerboard and channel couplings (Dinh et al. 2017)",
+        ),
+        "maf": ("oodbench.models.flows.maf:MAF", "Masked autoregressive flow on vectors (Papamakarios et al. 2017)"),
+        "iaf": (
+            "oodbench.models.flows.maf:IAF",
+            "Inverse autoregressive flow as a density, for small images (Kingma et al. 2016)",
+        ),
+        "nsf": ("oodbench.models.flows.nsf:NSF", "Multi-scale flow with spline couplings (Durkan et al. 2019)"),
+        "nsf-ar": (
+            "oodbench.models.flows.nsf:AutoregressiveNSF",
+            "Autoregressive spline flow on vectors (Durkan et al. 2019)",
+        ),
         "vae": ("oodbench.models.vae.vae:VAE", "Convolutional VAE, discretised-logistic decoder, K importance draws"),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",

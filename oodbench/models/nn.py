@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Convolution", "folded", "network_dtype", "networks"]
+__all__ = ["Convolution", "Linear", "folded", "network_dtype", "networks"]
 
 T = TypeVar("T")
 
@@ -94,3 +95,32 @@ class Convolution(nn.Module):
         """(B, inputs, H, W) -> (B, outputs, H', W') in the network dtype, channels last."""
         weight, bias = self.parameters_now()
         return torch.conv2d(x.to(weight.dtype), weight, bias, self.stride, self.padding)
+
+
+class Linear(nn.Module):
+    """A matrix product that computes in the network dtype; `zero` starts it as the zero function.
+
+    `mask` (outputs, inputs) is true where a weight may be other than zero.
+    """
+
+    mask: Tensor | None
+
+    def __init__(self, inputs: int, outputs: int, zero: bool = False, mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask, persistent=False)
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        if not zero:
+            nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
+
+    @folded
+    def parameters_now(self) -> tuple[Tensor, Tensor]:
+        """Masked weight and bias in the network dtype."""
+        dtype = network_dtype(self.weight)
+        weight = self.weight if self.mask is None else self.weight * self.mask
+        return weight.to(dtype), self.bias.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs) in the network dtype."""
+        weight, bias = self.parameters_now()
+        return F.linear(x.to(weight.dtype), weight, bias)

@@ -14,6 +14,12 @@ SHAPE = (3, 8, 8)
 CONFIGS: dict[str, dict[str, Any]] = {
     "glow": {"levels": 2, "steps": 2, "hidden": 12},
     "glow-cv": {"levels": 2, "steps": 2, "hidden": 12},
+    "nice": {"couplings": 3, "hidden": 12, "blocks": 1},
+    "realnvp": {"levels": 2, "steps": 2, "hidden": 8, "blocks": 1},
+    "maf": {"layers": 2, "hidden": 24},
+    "iaf": {"layers": 1, "hidden": 24},
+    "nsf": {"levels": 2, "steps": 2, "hidden": 8, "blocks": 1, "bins": 4},
+    "nsf-ar": {"layers": 2, "hidden": 24, "bins": 4},
     "vae": {"latents": 4, "hidden": 12, "mixtures": 2, "draws": 3},
     "pixelcnn": {"layers": 2, "filters": 12},
     "pixelcnn++": {"residuals": 1, "filters": 8, "mixtures": 2},

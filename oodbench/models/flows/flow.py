@@ -146,7 +146,7 @@ class VectorFlow(ImageFlow):
         super().__init__(shape, [Flatten(pixels), Logit(), *self.layers_on(channels * height * width, **config)])
 
     @classmethod
-    def layers_on(cls, dimensions: int, **config: Any) -> Iterable[Transform]:
+    def layers_on(cls, dimensions: int, *args: Any, **config: Any) -> Iterable[Transform]:
         """The layers from vectors (B, dimensions) to the base; wrong configurations are an `OodbenchError`."""
         raise NotImplementedError
 

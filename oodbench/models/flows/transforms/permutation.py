@@ -1,0 +1,43 @@
+"""Another order of the channels, or of a vector's numbers: volume-preserving."""
+
+import torch
+from torch import Tensor
+
+from oodbench.models.flows.transforms.base import Shape, Transform, require
+from oodbench.models.noise import Noise
+
+__all__ = ["Permutation", "reverse", "swap_halves"]
+
+
+class Permutation(Transform):
+    """y_i = h_order[i] along the last axis; `order` is a permutation of 0 ... C - 1."""
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, order: Tensor) -> None:
+        super().__init__()
+        back = order.argsort()
+        require(torch.equal(order[back], torch.arange(len(order))), f"{order.tolist()} is no permutation.")
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("back", back, persistent=False)
+
+    def forward(self, h: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        return h[..., self.order], h.new_zeros(())
+
+    def inverse(self, y: Tensor, noise: Noise) -> Tensor:
+        return y[..., self.back]
+
+    def shape_after(self, shape: Shape) -> Shape:
+        require(shape[-1] == len(self.order), f"A permutation of {len(self.order)} numbers cannot order {shape[-1]}.")
+        return shape
+
+
+def reverse(count: int) -> Permutation:
+    """The last becomes the first."""
+    return Permutation(torch.arange(count).flip(0))
+
+
+def swap_halves(count: int) -> Permutation:
+    """The second half, the smaller one of an odd count, comes before the first."""
+    return Permutation(torch.arange(count).roll(count // 2))
