@@ -112,7 +112,7 @@ class Linear(nn.Module):
         super().__init__()
         self.register_buffer("mask", mask, persistent=False)
         # Of every block of outputs, how many of the first inputs it needs.
-        self.needed = [inputs] if mask is None else [_last_used(part) for part in mask.split(_ROWS)]
+        self.needed = [inputs] if mask is None else [_last_used(part) for part in torch.split(mask, _ROWS)]
         self.weight = nn.Parameter(torch.zeros(outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
         if not zero:
@@ -126,7 +126,7 @@ class Linear(nn.Module):
         bias = self.bias.to(dtype)
         if len(self.needed) == 1 or weight.device.type != "cpu":  # on a GPU one product is faster than several
             return [(weight.shape[1], weight, bias)]
-        parts = zip(self.needed, weight.split(_ROWS), bias.split(_ROWS), strict=True)
+        parts = zip(self.needed, torch.split(weight, _ROWS), torch.split(bias, _ROWS), strict=True)
         return [(n, part[:, :n].contiguous(), of_part) for n, part, of_part in parts]
 
     def forward(self, x: Tensor) -> Tensor:

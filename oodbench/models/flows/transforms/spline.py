@@ -56,7 +56,7 @@ class RationalQuadratic(Elementwise):
     def _bin(self, value: Tensor, theta: Tensor, of_inputs: bool) -> tuple[Tensor, ...]:
         """Of the bin that `value` lies in: left and lower edge, width and height, slopes at both ends."""
         # Bins come first: every operation below runs along the many numbers, not along the few bins.
-        steer = theta.unflatten(-1, (self.parameters, value.shape[-1])).movedim(-2, 0)
+        steer = theta.reshape(*theta.shape[:-1], self.parameters, value.shape[-1]).movedim(-2, 0)
         widths, left = self._pieces(steer[: self.bins])
         heights, bottom = self._pieces(steer[self.bins : 2 * self.bins])
         raw_slopes = F.pad(steer[2 * self.bins :], (0, 0) * value.ndim + (1, 1))
