@@ -14,10 +14,11 @@ from oodbench.models.flows.transforms.prior import Standardise
 __all__ = ["IAF", "MAF"]
 
 MOST = 256  # dimensions of an IAF
+BOUND = 1.0  # of a layer's log-scales: images unlike all of training are else pushed out by the product of many scales
 
 
 class MAF(VectorFlow):
-    """`layers` of MADE with affine maps, the order of the numbers reversed and their scale learned between them.
+    """`layers` of MADE with affine maps, the order of the numbers reversed between them, and a scaling at both ends.
 
     A density takes one pass, a sample as many passes a layer as there are dimensions.
     """
@@ -25,9 +26,9 @@ class MAF(VectorFlow):
     @classmethod
     def layers_on(cls, dimensions: int, layers: int = 5, hidden: int = 1024, blocks: int = 1) -> Iterator[Transform]:
         require(layers >= 1, f"An autoregressive flow needs at least one layer, not {layers}.")
-        yield Standardise((dimensions,), measured=True)
+        yield Standardise((dimensions,), measured=True, floor=0.1)
         for layer in range(layers):
-            yield cls.layer(Autoregressive(dimensions, hidden, blocks, Affine()))
+            yield cls.layer(Autoregressive(dimensions, hidden, blocks, Affine(BOUND)))
             if layer < layers - 1:
                 yield reverse(dimensions)
         yield Standardise((dimensions,))

@@ -20,7 +20,7 @@ class NICE(VectorFlow):
     def layers_on(cls, dimensions: int, couplings: int = 4, hidden: int = 1000, blocks: int = 2) -> Iterator[Transform]:
         require(dimensions >= 2, f"A coupling needs at least 2 dimensions, not {dimensions}.")
         require(couplings >= 2, f"With {couplings} couplings some numbers are never changed: use at least 2.")
-        yield Standardise((dimensions,), measured=True)
+        yield Standardise((dimensions,), measured=True, floor=0.1)
         for _ in range(couplings):
             kept = dimensions // 2
             yield Coupling(kept, MLP(kept, hidden, dimensions - kept, blocks), Additive())

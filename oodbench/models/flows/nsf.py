@@ -70,7 +70,7 @@ class AutoregressiveNSF(VectorFlow):
         bound: float = 3.0,
     ) -> Iterator[Transform]:
         require(layers >= 1, f"An autoregressive flow needs at least one layer, not {layers}.")
-        yield Standardise((dimensions,), measured=True)
+        yield Standardise((dimensions,), measured=True, floor=0.1)
         for layer in range(layers):
             yield Autoregressive(dimensions, hidden, blocks, RationalQuadratic(bins, bound))
             if layer < layers - 1:

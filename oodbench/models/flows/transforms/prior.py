@@ -14,11 +14,13 @@ class Standardise(Transform):
     """e = (z - m) exp(-v): a density N(m, exp(v)^2) of z whose scale counts as volume, so that the base is N(0, I).
 
     `constants` is the shape of m and v: (C,), or that of the whole state, which copes with places of very different
-    spread, such as an empty margin. With `measured` they start at the first batch's moments.
+    spread, such as an empty margin. With `measured` they start at the first batch's moments, no scale below the share
+    `floor` of the root mean square one: what is constant in one batch need not be so in all images.
     """
 
-    def __init__(self, constants: Shape, measured: bool = False) -> None:
+    def __init__(self, constants: Shape, measured: bool = False, floor: float = 0.0) -> None:
         super().__init__()
+        self.floor = floor
         self.measured = measured
         self.mean = nn.Parameter(torch.zeros(constants))
         self.log_std = nn.Parameter(torch.zeros(constants))
@@ -28,7 +30,9 @@ class Standardise(Transform):
         if self.measured:
             rows = h.reshape(-1, *self.mean.shape)
             self.mean.copy_(rows.mean(0))
-            self.log_std.copy_(rows.std(0).clamp_min(1e-3).log())
+            std = rows.std(0)
+            least = self.floor * float(std.square().mean().sqrt())
+            self.log_std.copy_(std.clamp_min(max(1e-3, least)).log())
 
     def forward(self, h: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         return (h - self.mean) * (-self.log_std).exp(), -self.log_std.expand_as(h[:1]).sum()
