@@ -10,7 +10,6 @@ The floor is the three convolutions of every coupling, channels last with bias o
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, cast
@@ -18,6 +17,7 @@ from typing import Literal, cast
 import numpy as np
 import torch
 from torch import Tensor
+from turns import in_turns
 
 from oodbench.data import Images, adaptation, in_domain, load
 from oodbench.engine import evaluate
@@ -31,6 +31,7 @@ from oodbench.models.noise import Noise
 from oodbench.pretrained import TrainedModel
 
 CONFIG = {"levels": 3, "steps": 8, "hidden": 128}
+Layer = tuple[Tensor, Tensor, tuple[int, int]]
 PRECISIONS: tuple[Literal["float32"], Literal["bfloat16"]] = ("float32", "bfloat16")
 
 
@@ -144,17 +145,7 @@ def direct(model: TrainedModel, images: Images, batch: int, precision: str) -> C
 def convolutions(model: TrainedModel, n: int, batch: int, precision: str) -> Callable[[], None]:
     """The floor: nothing but the couplings' convolutions, for as many batches."""
     assert isinstance(model.module, Glow)
-    dtype, side = getattr(torch, precision), model.module.shape[1]
-    couplings: list[tuple[Tensor, list[tuple[Tensor, Tensor, tuple[int, int]]]]] = []
-    with torch.inference_mode(), networks(dtype):
-        for layer in model.module.flow.layers:
-            if isinstance(layer, Squeeze):
-                side //= 2
-            elif isinstance(layer, Coupling):
-                network = cast(ConvolutionNetwork, layer.network)
-                parts = [network.first, network.second, network.last]
-                x = torch.randn(batch, side, side, layer.kept).to(dtype).permute(0, 3, 1, 2)
-                couplings.append((x, [(*part.parameters_now(), part.padding) for part in parts]))
+    couplings = convolution_layers(model.module, batch, getattr(torch, precision))
 
     def run() -> None:
         with torch.inference_mode():
@@ -166,17 +157,20 @@ def convolutions(model: TrainedModel, n: int, batch: int, precision: str) -> Cal
     return run
 
 
-def in_turns(contenders: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every turn, after one turn each that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(repeats + 1):
-        for name, run in contenders.items():
-            time.sleep(0.05)
-            started = time.perf_counter()
-            run()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+def convolution_layers(module: Glow, batch: int, dtype: torch.dtype) -> list[tuple[Tensor, list[Layer]]]:
+    """For every coupling a dense channels-last input (B, kept, H, W), and weight, bias and padding of its layers."""
+    side, couplings = module.shape[1], []
+    with torch.no_grad(), networks(dtype):
+        for layer in module.flow.layers:
+            if isinstance(layer, Squeeze):
+                side //= 2
+            elif isinstance(layer, Coupling):
+                network = cast(ConvolutionNetwork, layer.network)
+                parts = [network.first, network.second, network.last]
+                x = torch.randn(batch, side, side, layer.kept, device=module.device).to(dtype).permute(0, 3, 1, 2)
+                layers = [(*(t.detach().clone() for t in part.parameters_now()), part.padding) for part in parts]
+                couplings.append((x, cast("list[Layer]", layers)))
+    return couplings
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from tiny_models import noise_of, some_images, tiny
 
 from oodbench.models import nn as room
-from oodbench.models.nn import Convolution, folded, network_dtype, networks
+from oodbench.models.nn import Convolution, Linear, folded, network_dtype, networks
 
 
 class Counting(torch.nn.Module):
@@ -122,3 +122,29 @@ def test_a_zero_convolution_starts_as_the_zero_function():
     assert float(Convolution(3, 4, (3, 3), (1, 1), zero=True)(torch.randn(1, 3, 5, 5)).abs().max()) == 0
     out = Convolution(64, 256)(torch.randn(4, 64, 8, 8, generator=torch.Generator().manual_seed(0)))
     assert float(out.var()) == pytest.approx(1, rel=0.2)  # others keep the variance
+
+
+@pytest.mark.parametrize("order", ["rising", "repeated", "any"])
+def test_a_masked_product_in_blocks_is_the_product_with_the_masked_weight_and_so_are_its_gradients(order: str):
+    generator = torch.Generator().manual_seed(0)
+    ranks = torch.randint(-1, 70, (300,), generator=generator)  # of rank -1: sees nothing
+    ranks = {"rising": ranks.sort()[0], "repeated": ranks[:150].sort()[0].repeat(2), "any": ranks}[order]
+    mask = ranks[:, None] >= torch.arange(70)
+    layer = Linear(70, 300, mask=mask).double()
+    torch.nn.init.normal_(layer.bias, generator=generator)
+    x = torch.randn(5, 70, dtype=torch.float64, generator=generator, requires_grad=True)
+    upstream = torch.randn(5, 300, dtype=torch.float64, generator=generator)
+
+    out, expected = layer(x), x @ (layer.weight * mask).t() + layer.bias
+    torch.testing.assert_close(out, expected)
+    inputs = [x, layer.weight, layer.bias]
+    ours, theirs = (torch.autograd.grad(y, inputs, upstream) for y in (out, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_sorted_mask_leaves_out_what_is_zero():
+    mask = torch.arange(512)[:, None] >= torch.arange(512)
+    blocks = Linear(512, 512, mask=mask).blocks_now()
+    assert [weight.shape for _, weight, _ in blocks] == [(128, 128), (128, 256), (128, 384), (128, 512)]
+    assert Linear(3, 200, mask=torch.zeros(200, 3, dtype=torch.bool))(torch.ones(1, 3)).shape == (1, 200)

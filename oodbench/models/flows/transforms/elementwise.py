@@ -67,4 +67,5 @@ class Affine(Elementwise):
 
     def _split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         shift, raw = theta.chunk(2, -1)
-        return shift, (raw / self.bound).tanh() * self.bound
+        # tanh(v) = 2 sigmoid(2 v) - 1, and torch's sigmoid takes a fraction of the time of its tanh.
+        return shift, (raw * (2 / self.bound)).sigmoid() * (2 * self.bound) - self.bound

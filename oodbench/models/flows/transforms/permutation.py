@@ -23,10 +23,10 @@ class Permutation(Transform):
         self.register_buffer("back", back, persistent=False)
 
     def forward(self, h: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        return h[..., self.order], h.new_zeros(())
+        return h.index_select(-1, self.order), h.new_zeros(())  # several times as fast as h[..., order]
 
     def inverse(self, y: Tensor, noise: Noise) -> Tensor:
-        return y[..., self.back]
+        return y.index_select(-1, self.back)
 
     def shape_after(self, shape: Shape) -> Shape:
         require(shape[-1] == len(self.order), f"A permutation of {len(self.order)} numbers cannot order {shape[-1]}.")

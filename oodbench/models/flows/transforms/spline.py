@@ -1,6 +1,7 @@
 """Monotone rational-quadratic splines (Durkan et al. 2019)."""
 
 import math
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -55,18 +56,23 @@ class RationalQuadratic(Elementwise):
     def _bin(self, value: Tensor, theta: Tensor, of_inputs: bool) -> tuple[Tensor, ...]:
         """Of the bin that `value` lies in: left and lower edge, width and height, slopes at both ends."""
         # Bins come first: every operation below runs along the many numbers, not along the few bins.
-        steer = theta.reshape(*value.shape[:-1], self.parameters, value.shape[-1]).movedim(-2, 0)
+        steer = theta.reshape(*theta.shape[:-1], self.parameters, value.shape[-1]).movedim(-2, 0)
         widths, left = self._pieces(steer[: self.bins])
         heights, bottom = self._pieces(steer[self.bins : 2 * self.bins])
-        # softplus(0 + shift) + least = 1
-        slopes = F.softplus(steer[2 * self.bins :] + math.log(math.expm1(1 - _LEAST))) + _LEAST
-        slopes = F.pad(slopes, (0, 0) * value.ndim + (1, 1), value=1.0)
+        raw_slopes = F.pad(steer[2 * self.bins :], (0, 0) * value.ndim + (1, 1))
         number = (value >= (left if of_inputs else bottom)[1:]).sum(0, keepdim=True)
         pick = [t.gather(0, number)[0] for t in (left, bottom, widths, heights)]
-        return *pick, slopes.gather(0, number)[0], slopes.gather(0, number + 1)[0]
+        return *pick, *(self._slope(raw_slopes.gather(0, n)[0]) for n in (number, number + 1))
 
     def _pieces(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """(lengths (K, ...) of pieces that fill [-bound, bound], where each begins)."""
-        shares = _LEAST + (1 - self.bins * _LEAST) * raw.softmax(0)
-        lengths = 2 * self.bound * shares
-        return lengths, lengths.cumsum(0) - lengths - self.bound
+        whole = 2 * self.bound
+        lengths = raw.softmax(0) * (whole * (1 - self.bins * _LEAST)) + whole * _LEAST
+        *pieces, last = lengths.unbind(0)
+        # A few sums of whole tensors: several times as fast as cumsum along an axis that is not the last.
+        return lengths, torch.stack([*accumulate(pieces, initial=torch.full_like(last, -self.bound))])
+
+    @staticmethod
+    def _slope(raw: Tensor) -> Tensor:
+        """Positive, and 1 for 0."""
+        return F.softplus(raw + math.log(math.expm1(1 - _LEAST))) + _LEAST
