@@ -1,13 +1,16 @@
 """InFlow's score as published: one gate for a batch of 250 images."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from oodbench.detector import Columns, Detector
-from oodbench.models.noise import Noise
 from oodbench.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oodbench.models.noise import Noise
 
 __all__ = ["InFlowPublished", "permutation_p_value", "row_sums"]
 
@@ -17,7 +20,7 @@ SIGNIFICANCE = 0.05
 
 
 @register.statistic("attention_encoding")
-def attention_encoding(model: Any, x: Tensor, noise: Noise) -> Tensor:
+def attention_encoding(model: Any, x: "Tensor", noise: "Noise") -> "Tensor":
     """(B, 32) the numbers by which InFlow's attention knows an image"""
     encoding: Tensor = model.attention.encode(x).float()
     return encoding

@@ -166,8 +166,9 @@ def train(
         seed=seed,
     )
     entry = trained.entry
-    unit = "nats/dim of loss" if entry["bits_per_dim"] is None else "bits/dim"
-    typer.echo(f"{entry['file']}: {entry['curve'][-1][2]:.3f} {unit} on validation images")
+    bits = entry["bits_per_dim"]
+    reached = f"{bits:.3f} bits/dim" if bits is not None else f"a loss of {entry['curve'][-1][2]:.3f} nats/dim"
+    typer.echo(f"{entry['file']}: {reached} on validation images")
 
 
 @app.command(

@@ -77,7 +77,15 @@ def run(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_every_detector_that_applies_is_recorded_for_every_pair(run) -> None:
     records = run()
-    flows = {"likelihood", "typicality", "annulus", "likelihood_ratio", "input_complexity"}
+    flows = {
+        "likelihood",
+        "typicality",
+        "annulus",
+        "likelihood_ratio",
+        "input_complexity",
+        "latent_likelihood",
+        "volume",
+    }
     controls = {"compressed_size", "total_variation", "pixel_knn"}
     for out in ("glyphs8", "digits+invert"):
         here = [r for r in records if r["out"] == out]
