@@ -1,8 +1,11 @@
 """run(): images -> statistics -> detectors -> metrics -> records, on one page."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -58,7 +61,8 @@ def run_records(
     old = read_records(results) if results else []
     records: list[Record] = []
     for trial, name, scored in measure(list(trials(in_, out, models, detectors, how)), how):
-        made = [_record(trial, name, one, old, how) for one in scored]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the bootstrap lets other threads run
+            made = list(pool.map(partial(_record, trial, name, old=old, how=how), scored))
         records += made
         if results and made:
             write_records(results, made)
@@ -93,7 +97,7 @@ def trials(
             yield Trial(contender, validation, test, outs)
 
 
-def _record(trial: Trial, out: str, scored: Scored, old: list[Record], how: How) -> Record:
+def _record(trial: Trial, out: str, scored: Scored, *, old: list[Record], how: How) -> Record:
     """What one detector came to on one pair; metrics of scores that were measured before are taken over."""
     model = trial.contender.model
     outside = next(images for images in trial.outs if images.name == out)
