@@ -204,7 +204,7 @@ def test_the_model_runs_in_evaluation_mode_without_gradients(tmp_path):
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), MemoryError(), RuntimeError("can't allocate memory")])
-def test_out_of_memory_halves_the_batch_and_changes_no_number(tmp_path, reference, error, capsys):
+def test_out_of_memory_halves_the_batch_and_changes_no_number(tmp_path, reference, error, capsys, one_thread):
     class Large(Factorised):
         def statistics(self, x, noise):
             if len(x) > 20:
