@@ -96,7 +96,7 @@ class PixelCNN(DensityModel):
     def log_prob(self, x: Tensor, noise: Noise) -> Tensor:
         """log P(x) in nats (B,); exact, the noise is not used."""
         if len(x) > ROWS and not torch.is_grad_enabled():
-            return torch.cat([self.log_prob(part, noise) for part in x.split(ROWS)])
+            return torch.cat([self.log_prob(part, noise) for part in torch.split(x, ROWS)])
         logits = self.logits(x)
         target = x.permute(0, 2, 3, 1).reshape(-1).long()
         nats = F.cross_entropy(logits.reshape(-1, LEVELS).to(self.head.weight.dtype), target, reduction="none")
