@@ -19,6 +19,7 @@ class Likelihood(enum.Enum):
     LOWER_BOUND = "lower_bound"  # a dequantised bijection, an ELBO, an importance-weighted mean
     ESTIMATE = "estimate"
     MANIFOLD = "manifold"  # a density on an embedded surface: no bits/dim, never ranked beside the others
+    BINARISED = "binarised"  # a lower bound, but of the image at one bit a number: never ranked beside the others
 
 
 class DensityModel(nn.Module):
@@ -34,6 +35,7 @@ class DensityModel(nn.Module):
     likelihood: Likelihood  # of the class, or of the instance where the configuration decides
     remark: str = ""  # what tables add to the likelihood: of which density a manifold's `log_px` speaks, say
     columns: ClassVar[tuple[str, ...]] = ("log_px",)
+    progress: float = 1.0  # the share of training that is done, as the trainer tells it: for schedules of the loss
     version: ClassVar[int] = 1  # raised when the same weights come to give other numbers (cached columns)
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
@@ -67,7 +69,8 @@ class DensityModel(nn.Module):
     def calibrate(self, known: Tensor, held_out: Tensor) -> None:
         """Fits what no gradient trains, once before training: on training and on validation images, uint8 (N, C, H, W).
 
-        Most models have nothing of the kind. What it sets are buffers, which are saved with the weights.
+        Most models have nothing of the kind. What it sets are buffers, which are saved with the weights, or parameters
+        whose best start takes many images to find.
         """
 
     @property
@@ -77,8 +80,8 @@ class DensityModel(nn.Module):
 
 
 def has_bits(likelihood: Likelihood) -> bool:
-    """Whether log P is of the discrete image, so that bits/dim mean something."""
-    return likelihood is not Likelihood.MANIFOLD
+    """Whether log P is of the discrete 8-bit image, so that bits/dim mean something."""
+    return likelihood not in (Likelihood.MANIFOLD, Likelihood.BINARISED)
 
 
 def bits_per_dim(log_px: Any, dimensions: int) -> Any:

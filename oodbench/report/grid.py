@@ -9,7 +9,7 @@ from oodbench.registry import MODELS
 
 __all__ = ["Block", "Cell", "Column", "blocks", "heading", "notes", "short"]
 
-MANIFOLD = "manifold"  # of records, as in models.base.Likelihood, whose import would load torch
+UNRANKED = ("manifold", "binarised")  # of records, as in models.base.Likelihood, whose import would load torch
 INVERSION, NONFINITE, UNDERTRAINED = "†", "‡", "§"
 
 
@@ -156,7 +156,7 @@ def _column(records: list[Record], key: tuple[str, str, str], metric: str, with_
     return Column(
         title=" ".join(filter(None, [name, preset, weights[:8]])) if with_weights else name,
         likelihood=", ".join(filter(None, [likelihood.replace("_", " "), remark, f"K = {draws}" if draws else ""])),
-        ranked=likelihood != MANIFOLD,
+        ranked=likelihood not in UNRANKED,
         bits_per_dim=f"{_bits(bits.get('in'))} / {_bits(bits.get('out'))}" if bits else "-",
         images=images,
         undertrained=bool(first.get("undertrained")),

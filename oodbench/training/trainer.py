@@ -189,6 +189,7 @@ class _Run:
         """One update; returns the loss in nats per dimension, still on the device."""
         module, recipe = self.module, self.recipe
         module.train()
+        module.progress = step / recipe.steps
         x, noise = self.batch(step)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe.warmup, recipe.steps)

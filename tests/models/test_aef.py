@@ -15,7 +15,7 @@ from oodbench.models.flows.transforms.elementwise import Affine
 from oodbench.models.flows.transforms.part import Arrange, Part, Swap
 from oodbench.models.manifold.aef import Centred, _core_first
 from oodbench.models.manifold.latents import couplings
-from oodbench.models.manifold.networks import DenseNetwork
+from oodbench.models.networks import DenseNetwork
 from oodbench.models.noise import Noise
 
 bijective_core = pytest.mark.parametrize("core", ["corner", "centre"])

@@ -32,7 +32,7 @@ from oodbench.models.flows.transforms.spline import RationalQuadratic
 from oodbench.models.flows.transforms.squeeze import Flatten
 from oodbench.models.manifold.aef import Centred
 from oodbench.models.manifold.latents import couplings
-from oodbench.models.manifold.networks import DenseNetwork
+from oodbench.models.networks import DenseNetwork
 from oodbench.models.noise import Noise
 from oodbench.registry import MODELS
 

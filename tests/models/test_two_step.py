@@ -68,7 +68,7 @@ def test_no_gradient_passes_from_the_flow_to_the_first_step(first):
     of_first, of_flow = list(model.first.parameters()), list(model.prior.parameters())
     ours = torch.autograd.grad(model.loss(x, noise).mean(), [*of_first, *of_flow])
     alone = torch.autograd.grad(model.first.loss(x, noise).mean(), of_first)
-    z = model.first.posterior(x)[0].flatten(1)
+    z = model.first.encode(x)[0].flatten(1)
     flow = torch.autograd.grad(-model.prior.log_density(z, noise).mean(), of_flow)
     for a, b in zip(ours, [*alone, *flow], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
@@ -108,7 +108,7 @@ def test_the_mean_of_a_mixture_is_that_of_its_samples():
 def test_the_first_step_starts_at_principal_components():
     model = tiny("two-step", SHAPE, double=True, scale=0.0)
     x, noise = smooth_images(100, SHAPE), noise_of(100)
-    model.initialise(x, noise)
+    model.calibrate(x, x)
     value = x.double().flatten(1) / 256
     left = torch.linalg.svdvals(value - value.mean(0))[model.latents :].square().sum() / 100
     error = -model.statistics(x, noise)["reconstruction"].mean() / model.weight

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from oodbench.models.noise import Noise
-from oodbench.models.vae import vae as room
+from oodbench.models.vae import latent as room
 from oodbench.models.vae.vae import VAE
 
 SHAPE = (1, 4, 4)
@@ -21,7 +21,8 @@ class LinearGaussian(VAE):
     """x | z ~ N(W z + c, sigma^2) on x / 127.5 - 1; q(z | x) a Gaussian wider than the posterior and beside it."""
 
     def __init__(self, draws: int) -> None:
-        super().__init__(SHAPE, latents=LATENTS, hidden=4, draws=draws)
+        super().__init__(SHAPE, latents=LATENTS, hidden=4)
+        self.draws = draws  # even one, which has a mean but no error
         generator = torch.Generator().manual_seed(0)
         self.w = 0.4 * torch.randn(PIXELS, LATENTS, generator=generator, dtype=torch.float64)
         self.c = 0.2 * torch.randn(PIXELS, generator=generator, dtype=torch.float64)
@@ -33,7 +34,7 @@ class LinearGaussian(VAE):
     def value(self, x: Tensor) -> Tensor:
         return x.flatten(1).double() / 127.5 - 1
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean = (self.value(x) - self.c) @ self.gain.T + 0.05
         return mean[:, :, None, None], self.std.expand_as(mean)[:, :, None, None]
 
@@ -46,12 +47,12 @@ class LinearGaussian(VAE):
 
     def reconstruction(self, x: Tensor) -> Tensor:
         """E_q log p(x | z)."""
-        mean = self.posterior(x)[0].flatten(1)
+        mean = self.encode(x)[0].flatten(1)
         expected = Normal(mean @ self.w.T + self.c, SIGMA).log_prob(self.value(x)).sum(1)
         return expected - 0.5 * (self.w**2 @ self.std**2).sum() / SIGMA**2
 
     def kl(self, x: Tensor) -> Tensor:
-        mean, std = (t.flatten(1) for t in self.posterior(x))
+        mean, std = (t.flatten(1) for t in self.encode(x))
         prior = Normal(torch.zeros_like(mean), 1)
         return kl_divergence(Independent(Normal(mean, std), 1), Independent(prior, 1))
 
@@ -140,7 +141,7 @@ def test_how_many_rows_the_decoder_takes_at_a_time_changes_no_number(monkeypatch
 
 def test_the_divergence_of_the_real_encoder_is_torchs():
     model, x = tiny("vae", double=True), some_images(6)
-    mean, std = model.posterior(x)
+    mean, std = model.encode(x)
     expected = kl_divergence(Normal(mean, std), Normal(torch.zeros_like(mean), 1)).sum((1, 2, 3))
     torch.testing.assert_close(model.statistics(x, noise_of(6))["kl"], expected, rtol=1e-12, atol=0)
 
@@ -148,7 +149,7 @@ def test_the_divergence_of_the_real_encoder_is_torchs():
 def test_the_estimate_of_the_real_network_is_the_mean_of_its_weights():
     """Written out draw by draw with torch's densities."""
     model, x = tiny("vae", double=True), some_images(4)
-    mean, std = model.posterior(x)
+    mean, std = model.encode(x)
     weights = []
     for draw in range(model.draws):
         z = mean + std * Noise.of(noise_of(4).index, 3, draw).normal(model.latent_shape, "latent").double()
@@ -183,9 +184,9 @@ def test_training_starts_at_probabilistic_principal_components(channels: int) ->
     """At the maximum-likelihood solution of PPCA, E[mean^2] + variance = 1 for every latent, and W W' + s^2 I = cov."""
     model = VAE((channels, 16, 16), latents=5, hidden=4).double()
     x = some_images(40, (channels, 16, 16))
-    model.initialise(x, noise_of(40))
+    model.calibrate(x, x)
     with torch.no_grad():
-        mean, std = model.posterior(x)
+        mean, std = model.encode(x)
         torch.testing.assert_close((mean**2 + std**2).mean((0, 2, 3)), torch.ones(5).double(), rtol=1e-6, atol=1e-6)
         one = torch.eye(5, dtype=torch.float64)[:, :, None, None] * torch.ones(4, 4)
         at = slice(1, 1 + channels)  # the means, behind one mixture logit

@@ -16,7 +16,7 @@ from oodbench.models.flows.transforms.elementwise import Affine, Elementwise
 from oodbench.models.flows.transforms.part import Arrange, Part, Swap
 from oodbench.models.flows.transforms.squeeze import Flatten
 from oodbench.models.manifold.latents import couplings, latent_flow
-from oodbench.models.manifold.networks import ImageDecoder, ImageEncoder, Linear
+from oodbench.models.networks import ImageDecoder, ImageEncoder, Linear
 from oodbench.models.noise import Noise
 
 __all__ = ["AEF"]

@@ -11,7 +11,7 @@ from oodbench.models.flows.transforms.base import Transform, require
 from oodbench.models.flows.transforms.coupling import Coupling
 from oodbench.models.flows.transforms.elementwise import Affine
 from oodbench.models.flows.transforms.mixing import Mixing
-from oodbench.models.manifold.networks import DenseNetwork
+from oodbench.models.networks import DenseNetwork
 from oodbench.registry import MODELS
 
 __all__ = ["couplings", "latent_flow"]

@@ -17,7 +17,7 @@ from oodbench.models.flows.transforms.squeeze import Flatten
 from oodbench.models.manifold.conjugate_gradients import conjugate_gradients
 from oodbench.models.manifold.embedded import EmbeddedModel
 from oodbench.models.manifold.jacobian import jacobian_columns, jacobian_products
-from oodbench.models.manifold.networks import DenseNetwork
+from oodbench.models.networks import DenseNetwork
 from oodbench.models.noise import Noise
 
 __all__ = ["Rectangular", "volume_surrogate"]

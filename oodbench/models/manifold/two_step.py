@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
 from oodbench.models.manifold.embedded import EmbeddedModel
-from oodbench.models.manifold.networks import ImageDecoder, ImageEncoder
+from oodbench.models.networks import ImageDecoder, ImageEncoder
 from oodbench.models.noise import Noise
 from oodbench.registry import MODELS
 
@@ -22,7 +22,7 @@ class EncoderDecoder(Protocol):
 
     latent_shape: tuple[int, ...]
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, C, H, W) -> (mean, standard deviation) of the latents (B, *latent_shape)."""
         ...
 
@@ -34,7 +34,7 @@ class EncoderDecoder(Protocol):
         """What the first step minimises, nats (B,)."""
         ...
 
-    def initialise(self, x: Tensor, noise: Noise) -> None:
+    def calibrate(self, known: Tensor, held_out: Tensor) -> None:
         """As of every density model."""
         ...
 
@@ -68,7 +68,7 @@ class TwoStep(EmbeddedModel):
 
     def encode(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         pixels = (x.to(next(self.parameters()).dtype) + 0.5) / 256 - 0.5
-        return pixels.permute(0, 2, 3, 1).flatten(1), self.first.posterior(x)[0].flatten(1)
+        return pixels.permute(0, 2, 3, 1).flatten(1), self.first.encode(x)[0].flatten(1)
 
     def decode(self, z: Tensor, noise: Noise) -> Tensor:
         image = self.first.mean_image(z.reshape(-1, *self.first.latent_shape))
@@ -79,14 +79,17 @@ class TwoStep(EmbeddedModel):
     def loss(self, x: Tensor, noise: Noise) -> Tensor:
         """The first step's loss less log p of its detached latents, nats (B,)."""
         loss: Tensor = self.first.loss(x, noise)
-        z = self.first.posterior(x)[0].flatten(1).detach()
+        z = self.first.encode(x)[0].flatten(1).detach()
         return loss - self.prior.log_density(z, noise)
+
+    def calibrate(self, known: Tensor, held_out: Tensor) -> None:
+        """The first step's start."""
+        self.first.calibrate(known, held_out)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, noise: Noise) -> None:
-        """The first step's start, then the flow's on its latents."""
-        self.first.initialise(x, noise)
-        self.prior(self.first.posterior(x)[0].flatten(1), noise, initialise=True)
+        """The flow's start, on the latents of the first step's."""
+        self.prior(self.first.encode(x)[0].flatten(1), noise, initialise=True)
 
 
 class Autoencoder(nn.Module):
@@ -101,7 +104,7 @@ class Autoencoder(nn.Module):
         self.encoder = ImageEncoder(shape, hidden, latents)
         self.decoder = ImageDecoder(shape, hidden, latents, shape[0])
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(z, 0), each (B, latents)."""
         z = self.encoder(x.to(next(self.parameters()).dtype) / 127.5 - 1)
         return z, torch.zeros_like(z)
@@ -117,9 +120,9 @@ class Autoencoder(nn.Module):
         return (value - self.mean_image(self.encoder(value))).square().sum((1, 2, 3)) / (2 * self.std**2)
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, noise: Noise) -> None:
-        """Starts at the principal components of this batch, scaled to unit variance."""
-        value = x.double().flatten(1) / 127.5 - 1
+    def calibrate(self, known: Tensor, held_out: Tensor) -> None:
+        """Starts at the principal components, scaled to unit variance."""
+        value = known.double().flatten(1) / 127.5 - 1
         mean = value.mean(0)
         variances, axes = torch.linalg.eigh((value - mean).T @ (value - mean) / len(value))
         std = variances.flip(0)[: self.latent_shape[0]].clamp_min(1e-4).sqrt()

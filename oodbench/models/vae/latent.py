@@ -1,0 +1,121 @@
+"""What every model with latents shares: one estimate of log P(x), one loss, one way to sample.
+
+    log P(x) >= E log 1/K sum_k w_k,    w_k = P(x | z_k) p(z_k) / q(z_k | x),    z_k ~ q(z | x)
+
+(Burda et al. 2016, Equation 8), the encoder run once and the K draws folded into the decoder's batch.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from oodbench.errors import OodbenchError
+from oodbench.models.base import DensityModel, Likelihood
+from oodbench.models.noise import Noise
+from oodbench.models.vae.posteriors import Posterior, standard_normal_log_prob
+
+__all__ = ["LatentModel", "importance_weighted"]
+
+DECODER_ROWS = 512  # images through the decoder at a time: bounds memory whatever K is
+
+
+class LatentModel(DensityModel):
+    """p(z) P(x | z) with an approximate posterior q(z | x).
+
+    To add one: subclass, set `latent_shape`, write `posterior`, `log_px_given_z`, `decode_sample`, and `log_prior` and
+    `sample_prior` where p(z) is not N(0, I). K = `draws`; `free_bits` is the least nats that each of the posterior's KL
+    summands is held to (Kingma et al. 2016, Equation 15), and the KL's weight rises from 0 to 1 over the first share
+    `warm_up` of training (Bowman et al. 2016).
+    """
+
+    likelihood = Likelihood.LOWER_BOUND
+    columns = ("log_px", "log_px_error", "elbo", "reconstruction", "kl", "posterior_mean_norm", "posterior_std_norm")
+
+    latent_shape: tuple[int, ...]
+
+    def __init__(
+        self, shape: tuple[int, int, int], draws: int = 64, free_bits: float = 0.0, warm_up: float = 0.0
+    ) -> None:
+        super().__init__(shape)
+        if draws < 2:
+            raise OodbenchError(f"An importance-weighted estimate takes at least 2 draws, not {draws}.")
+        if free_bits < 0 or not 0 <= warm_up <= 1:
+            raise OodbenchError("free_bits are nats of at least 0, and warm_up is a share of training, 0 to 1.")
+        self.draws, self.free_bits, self.warm_up = draws, free_bits, warm_up
+
+    def posterior(self, x: Tensor, noise: Noise) -> Posterior:
+        """q(z | x) of uint8 images (B, C, H, W); `noise` is for methods that search or run chains."""
+        raise NotImplementedError(f"{type(self).__name__} must define posterior().")
+
+    def log_px_given_z(self, x: Tensor, z: Tensor) -> Tensor:
+        """log P(x | z) in nats (B,) of uint8 (B, C, H, W) and (B, *latent_shape)."""
+        raise NotImplementedError(f"{type(self).__name__} must define log_px_given_z().")
+
+    def decode_sample(self, z: Tensor, noise: Noise) -> Tensor:
+        """uint8 (B, C, H, W) drawn from P(x | z)."""
+        raise NotImplementedError(f"{type(self).__name__} must define decode_sample().")
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z) in nats (B,)."""
+        return standard_normal_log_prob(z)
+
+    def sample_prior(self, noise: Noise) -> Tensor:
+        """z (B, *latent_shape) drawn from p(z)."""
+        return noise.normal(self.latent_shape, "prior").to(next(self.parameters()).dtype)
+
+    def statistic_parameters(self) -> dict[str, int]:
+        return {"draws": self.draws}
+
+    def statistics(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """See `importance_weighted`."""
+        return importance_weighted(self, x, noise, self.draws)
+
+    def loss(self, x: Tensor, noise: Noise) -> Tensor:
+        """-ELBO with one draw, nats (B,); its KL warmed up and held to the free bits."""
+        posterior = self.posterior(x, noise)
+        z, log_q = posterior.draw(noise, 1)
+        terms = posterior.kl()
+        if terms is None:
+            terms = (log_q - self.log_prior(z))[:, None]
+        # Free bits hold the batch's mean: one image may well need less.
+        kl = terms.mean(0).clamp_min(self.free_bits).sum() if self.free_bits else terms.sum(1)
+        weight = min(1.0, self.progress / self.warm_up) if self.warm_up else 1.0
+        return weight * kl - self.log_px_given_z(x, z)
+
+    def sample(self, n: int, noise: Noise) -> Tensor:
+        """uint8 (n, C, H, W)."""
+        return self.decode_sample(self.sample_prior(noise), noise)
+
+
+def importance_weighted(model: LatentModel, x: Tensor, noise: Noise, draws: int) -> dict[str, Tensor]:
+    """`LatentModel.columns`, each (B,), of uint8 images (B, C, H, W), in nats but for the two norms.
+
+    log_px: the estimate with K = `draws`. log_px_error: its standard error, sqrt((K sum_k p_k^2 - 1) / (K - 1)) with
+    the weights' shares p_k (the delta method); near 1 one draw outweighs all others, and the estimate means little.
+    elbo = reconstruction - kl: reconstruction the mean over the draws, kl in closed form where there is one.
+    """
+    posterior = model.posterior(x, noise)
+    rows = max(1, DECODER_ROWS // max(1, len(x)))
+    log_likelihoods, log_ratios = [], []
+    for first in range(0, draws, rows):
+        count = min(rows, draws - first)
+        z, log_q = posterior.draw(noise.expand(first, count), count)
+        log_likelihoods.append(model.log_px_given_z(x.repeat_interleave(count, 0), z).reshape(len(x), count))
+        log_ratios.append((model.log_prior(z) - log_q).reshape(len(x), count))
+    log_likelihood, log_ratio = torch.cat(log_likelihoods, 1), torch.cat(log_ratios, 1)
+    log_weights = log_likelihood + log_ratio
+    log_sum = torch.logsumexp(log_weights, 1)
+    shares = (log_weights - log_sum[:, None]).exp()
+    error = ((draws * shares.square().sum(1) - 1) / (draws - 1)).clamp_min(0).sqrt()
+    reconstruction, terms = log_likelihood.mean(1), posterior.kl()
+    kl = -log_ratio.mean(1) if terms is None else terms.sum(1)
+    return {
+        "log_px": log_sum - math.log(draws),
+        "log_px_error": error,
+        "elbo": reconstruction - kl,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "posterior_mean_norm": posterior.mean.flatten(1).norm(dim=1),
+        "posterior_std_norm": posterior.std.flatten(1).norm(dim=1),
+    }

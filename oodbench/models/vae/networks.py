@@ -1,0 +1,259 @@
+"""Encoders and decoders: a linear map, which starts at principal components, plus a network, which starts at zero.
+
+"maps": convolutional, latents are maps of a quarter of the image's side. "convolutional" and "dense": latents are one
+vector, which posteriors with structure need.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oodbench.errors import OodbenchError
+from oodbench.models import networks as images
+from oodbench.models.nn import Convolution
+from oodbench.models.vae.observations import Observation
+
+__all__ = ["PATCH", "Principal", "build", "probabilistic_pca"]
+
+PATCH = 4  # pixels a side that one place of latent maps stands for
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Probabilistic principal components of rows (N, d): x = W z + m + s e (Tipping & Bishop 1999, Equation 7)."""
+
+    w: Tensor  # (d, R) = U (L - s^2)^(1/2)
+    mean: Tensor  # (d,)
+    kept: Tensor  # (R,): the largest variances L
+    rest: float  # s^2, the mean of all others
+
+    @property
+    def gain(self) -> Tensor:
+        """(R, d): q(z | x) = N(gain (x - m), s^2 / L)."""
+        return (self.w / self.kept).T
+
+
+def probabilistic_pca(rows: Tensor, mean: Tensor, most: int) -> Principal:
+    """Of float64 rows (N, d) around `mean` (d,), with at most `most` components and at least one number left over."""
+    centred = rows - mean
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(rows))
+    variances, axes = variances.flip(0).clamp_min(1e-6), axes.flip(1)
+    rank = min(most, rows.shape[1] - 1)
+    rest = float(variances[rank:].mean())
+    kept = variances[:rank].clamp_min(rest * (1 + 1e-6))
+    return Principal(axes[:, :rank] * (kept - rest).sqrt(), mean, kept, rest)
+
+
+class Residual(nn.Module):
+    """x + conv(relu(conv(relu(x))))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = Convolution(channels, channels, (3, 3), (1, 1))
+        self.second = Convolution(channels, channels, (3, 3), (1, 1), zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.second(self.first(F.relu(x)).relu_())
+        return out
+
+
+class MapEncoder(nn.Module):
+    """(B, C, H, W) -> (B, outputs, H/4, W/4): a linear map of 12x12 patches plus a network."""
+
+    def __init__(self, shape: tuple[int, int, int], hidden: int, outputs: int) -> None:
+        super().__init__()
+        channels = shape[0]
+        self.linear = Convolution(channels, outputs, (3 * PATCH, 3 * PATCH), (PATCH, PATCH), stride=PATCH)
+        self.layers = nn.Sequential(
+            Convolution(channels, hidden, (4, 4), (1, 1), stride=2),
+            nn.ReLU(),
+            Convolution(hidden, hidden, (4, 4), (1, 1), stride=2),
+            Residual(hidden),
+            Residual(hidden),
+            nn.ReLU(),
+            Convolution(hidden, outputs, zero=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        return cast(Tensor, self.linear(x) + self.layers(x)).to(x.dtype)
+
+    def principal(self, value: Tensor, latents: int) -> Principal:
+        """Of all patches of the images (N, C, H, W)."""
+        channels = value.shape[1]
+        patches = value.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 1, 4, 5)
+        mean = value.mean((0, 2, 3)).repeat_interleave(PATCH**2)
+        return probabilistic_pca(patches.reshape(-1, channels * PATCH**2), mean, latents)
+
+    def start_at(self, principal: Principal, latents: int) -> None:
+        """The first `latents` outputs become their means, the next their log-variances."""
+        rank, gain, inside = len(principal.kept), principal.gain, slice(PATCH, 2 * PATCH)
+        weight, bias = self.linear.weight, self.linear.bias
+        weight.zero_()
+        weight[:rank, :, inside, inside] = gain.reshape(rank, -1, PATCH, PATCH).to(weight)
+        _start_bias(bias, principal, latents)
+
+
+class MapDecoder(nn.Module):
+    """(B, latents, H/4, W/4) -> (B, outputs, H, W).
+
+    Resolution grows by rearranging channels (Shi et al. 2016), so that no convolution runs on the full image.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], hidden: int, latents: int, pixel: Observation) -> None:
+        super().__init__()
+        outputs = pixel.outputs
+        self.linear = nn.Sequential(Convolution(latents, PATCH**2 * outputs, (3, 3), (1, 1)), nn.PixelShuffle(PATCH))
+        self.layers = nn.Sequential(
+            Convolution(latents, hidden, (3, 3), (1, 1)),
+            Residual(hidden),
+            Residual(hidden),
+            nn.ReLU(),
+            Convolution(hidden, 4 * hidden),
+            nn.PixelShuffle(2),
+            Residual(hidden),
+            nn.ReLU(),
+            Convolution(hidden, 4 * outputs, (3, 3), (1, 1), zero=True),
+            nn.PixelShuffle(2),
+        )
+        self.start = nn.Parameter(pixel.start(0.1)[:, None, None])
+
+    def forward(self, z: Tensor) -> Tensor:
+        out: Tensor = (self.linear(z) + self.layers(z)).to(z.dtype) + self.start
+        return out
+
+    def start_at(self, principal: Principal, pixel: Observation) -> None:
+        """Its means become those of the principal components."""
+        convolution, (_, rank) = cast(Convolution, self.linear[0]), principal.w.shape
+        convolution.weight.zero_()
+        self.start.copy_(pixel.start(principal.rest)[:, None, None])
+        if pixel.location is not None:
+            first, last = pixel.location
+            rows = principal.w.reshape(-1, 1, PATCH**2, rank).expand(-1, pixel.repeated, -1, -1).reshape(-1, rank)
+            convolution.weight[first * PATCH**2 : last * PATCH**2, :rank, 1, 1] = rows.to(convolution.weight)
+            mean = principal.mean[:: PATCH**2].repeat_interleave(pixel.repeated)
+            self.start[first:last, 0, 0] += mean.to(self.start)
+
+
+class _Vector(nn.Module):
+    """What encoders to a vector share: `linear` sees the whole image."""
+
+    linear: images.Linear
+
+    def principal(self, value: Tensor, latents: int) -> Principal:
+        """Of the whole images (N, C, H, W)."""
+        rows = value.flatten(1)
+        return probabilistic_pca(rows, rows.mean(0), latents)
+
+    def start_at(self, principal: Principal, latents: int) -> None:
+        """As of `MapEncoder`."""
+        weight = self.linear.weight
+        weight.zero_()
+        weight[: len(principal.kept)] = principal.gain.to(weight)
+        _start_bias(self.linear.bias, principal, latents)
+
+
+class _FromVector(nn.Module):
+    """What decoders of a vector share: `linear` gives all numbers of the image."""
+
+    linear: images.Linear
+
+    def start_at(self, principal: Principal, pixel: Observation) -> None:
+        """As of `MapDecoder`."""
+        weight, bias, rank = self.linear.weight, self.linear.bias, len(principal.kept)
+        weight.zero_()
+        per_place = bias.view(pixel.outputs, -1)
+        per_place.copy_(pixel.start(principal.rest)[:, None].expand_as(per_place))
+        if pixel.location is not None:
+            at = slice(*pixel.location)
+            places = per_place.shape[1]
+            w = principal.w.reshape(-1, 1, places, rank).expand(-1, pixel.repeated, -1, -1).reshape(-1, places, rank)
+            weight.view(pixel.outputs, places, -1)[at, :, :rank] = w.to(weight)
+            per_place[at] += principal.mean.reshape(-1, places).repeat_interleave(pixel.repeated, 0).to(bias)
+
+
+class DenseEncoder(_Vector):
+    """(B, C, H, W) -> (B, outputs): a linear map plus two hidden layers."""
+
+    def __init__(self, shape: tuple[int, int, int], hidden: int, outputs: int) -> None:
+        super().__init__()
+        inputs = math.prod(shape)
+        self.linear = images.Linear(inputs, outputs)
+        self.layers = _perceptron(inputs, hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        out: Tensor = self.linear(x) + self.layers(x)
+        return out
+
+
+class DenseDecoder(_FromVector):
+    """(B, latents) -> (B, outputs, H, W): the same the other way."""
+
+    def __init__(self, shape: tuple[int, int, int], hidden: int, latents: int, pixel: Observation) -> None:
+        super().__init__()
+        self.image = (pixel.outputs, *shape[1:])
+        self.linear = images.Linear(latents, math.prod(self.image))
+        self.layers = _perceptron(latents, hidden, math.prod(self.image))
+
+    def forward(self, z: Tensor) -> Tensor:
+        out: Tensor = self.linear(z) + self.layers(z)
+        return out.reshape(-1, *self.image)
+
+
+class ConvolutionalEncoder(_Vector, images.ImageEncoder):
+    """(B, C, H, W) -> (B, outputs): a linear map plus strided convolutions."""
+
+
+class ConvolutionalDecoder(_FromVector, images.ImageDecoder):
+    """(B, latents) -> (B, outputs, H, W): the same the other way."""
+
+    def __init__(self, shape: tuple[int, int, int], hidden: int, latents: int, pixel: Observation) -> None:
+        images.ImageDecoder.__init__(self, shape, hidden, latents, pixel.outputs)
+
+
+_NETWORKS: dict[str, tuple[Any, Any]] = {
+    "maps": (MapEncoder, MapDecoder),
+    "convolutional": (ConvolutionalEncoder, ConvolutionalDecoder),
+    "dense": (DenseEncoder, DenseDecoder),
+}
+
+
+def build(
+    network: str, shape: tuple[int, int, int], latents: int, hidden: int, outputs: int, pixel: Observation
+) -> tuple[tuple[int, ...], Any, Any]:
+    """(shape of the latents, encoder of images on -1 ... 1 to `outputs` channels or numbers, decoder)."""
+    if network not in _NETWORKS:
+        raise OodbenchError(f"Unknown network {network!r}: take {', '.join(_NETWORKS)}.")
+    if latents < 1 or hidden < 1:
+        raise OodbenchError("A VAE has at least 1 latent and 1 hidden unit.")
+    _, height, width = shape
+    if network != "dense" and (height % PATCH or width % PATCH):
+        raise OodbenchError(
+            f"A {network} VAE cannot take {height}x{width} images: sides must be divisible by {PATCH}; use 'dense'."
+        )
+    latent_shape = (latents, height // PATCH, width // PATCH) if network == "maps" else (latents,)
+    encoder, decoder = _NETWORKS[network]
+    return latent_shape, encoder(shape, hidden, outputs), decoder(shape, hidden, latents, pixel)
+
+
+def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two hidden layers of ReLUs, zero at the start."""
+    return nn.Sequential(
+        images.Linear(inputs, hidden),
+        nn.ReLU(),
+        images.Linear(hidden, hidden),
+        nn.ReLU(),
+        images.Linear(hidden, outputs, zero=True),
+    )
+
+
+def _start_bias(bias: Tensor, principal: Principal, latents: int) -> None:
+    rank = len(principal.kept)
+    bias.zero_()
+    bias[:rank] = -(principal.gain @ principal.mean).to(bias)
+    bias[latents : latents + rank] = (principal.rest / principal.kept).log().to(bias)

@@ -1,0 +1,140 @@
+"""What a decoder's numbers say of the pixels: P(x | z), independent over places."""
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oodbench.errors import OodbenchError
+from oodbench.models.likelihoods import (
+    logistic_mixture_channels,
+    logistic_mixture_log_prob,
+    logistic_mixture_mean,
+    logistic_mixture_start,
+    sample_logistic_mixture,
+)
+from oodbench.models.noise import Noise
+
+__all__ = ["Bernoulli", "Categorical", "LogisticMixture", "Observation", "observation"]
+
+
+class Observation(Protocol):
+    """P(x | parameters) of uint8 images (B, C, H, W), given parameters (B, outputs, H, W)."""
+
+    outputs: int  # numbers a place
+    location: tuple[int, int] | None  # which of them are means on -1 ... 1, `repeated` a channel; None: none are
+    repeated: int
+    binary: bool  # it speaks of the image at one bit a number
+
+    def start(self, variance: float) -> Tensor:
+        """(outputs,): what to start training from, where means miss the pixels by this variance (on -1 ... 1)."""
+        ...
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """log P(x) in nats (B,)."""
+        ...
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """The mean image (B, C, H, W), 0 ... 255 as -1 ... 1."""
+        ...
+
+    def sample(self, parameters: Tensor, noise: Noise) -> Tensor:
+        """uint8 (B, C, H, W)."""
+        ...
+
+
+class LogisticMixture:
+    """A mixture of discretised logistics (Salimans et al. 2017)."""
+
+    binary = False
+
+    def __init__(self, channels: int, mixtures: int) -> None:
+        self.channels, self.repeated = channels, mixtures
+        self.outputs = logistic_mixture_channels(channels, mixtures)
+        self.location: tuple[int, int] | None = (mixtures, mixtures * (1 + channels))
+
+    def start(self, variance: float) -> Tensor:
+        start = logistic_mixture_start(self.channels, self.repeated)
+        scales = slice(self.repeated * (1 + self.channels), self.repeated * (1 + 2 * self.channels))
+        start[scales] = 0.5 * math.log(3 * variance) - math.log(math.pi)  # a logistic's variance: (pi s)^2 / 3
+        return start
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        return logistic_mixture_log_prob(x, parameters, self.repeated)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return logistic_mixture_mean(parameters, self.channels, self.repeated)
+
+    def sample(self, parameters: Tensor, noise: Noise) -> Tensor:
+        return sample_logistic_mixture(parameters, self.channels, self.repeated, noise, "pixels")
+
+
+class Categorical:
+    """256 probabilities for every number, by a softmax (van den Oord et al. 2016)."""
+
+    binary = False
+    location: tuple[int, int] | None = None
+    repeated = 1
+
+    def __init__(self, channels: int) -> None:
+        self.channels, self.outputs = channels, 256 * channels
+
+    def start(self, variance: float) -> Tensor:
+        return torch.zeros(self.outputs)
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        return -F.cross_entropy(self._logits(parameters), x.long(), reduction="none").flatten(1).sum(1)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        levels = torch.linspace(-1, 1, 256, dtype=parameters.dtype, device=parameters.device)
+        return torch.einsum("blchw,l->bchw", self._logits(parameters).softmax(1), levels)
+
+    def sample(self, parameters: Tensor, noise: Noise) -> Tensor:
+        logits = self._logits(parameters)
+        gumbel = -torch.log(-torch.log(noise.uniform(tuple(logits.shape[1:]), "pixels").to(logits.dtype)))
+        return (logits + gumbel).argmax(1).to(torch.uint8)
+
+    def _logits(self, parameters: Tensor) -> Tensor:
+        """(B, 256, C, H, W)."""
+        return parameters.reshape(len(parameters), 256, self.channels, *parameters.shape[2:])
+
+
+class Bernoulli:
+    """One bit a number, whether it is at least 128: of grey images what papers call binarised."""
+
+    binary = True
+    location: tuple[int, int] | None = None
+    repeated = 1
+
+    def __init__(self, channels: int) -> None:
+        self.outputs = channels
+
+    def start(self, variance: float) -> Tensor:
+        return torch.zeros(self.outputs)
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        bits = (x >= 128).to(parameters.dtype)
+        return -F.binary_cross_entropy_with_logits(parameters, bits, reduction="none").flatten(1).sum(1)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return 2 * parameters.sigmoid() - 1
+
+    def sample(self, parameters: Tensor, noise: Noise) -> Tensor:
+        """0 and 255."""
+        u = noise.uniform(tuple(parameters.shape[1:]), "pixels").to(parameters.dtype)
+        return (u < parameters.sigmoid()).to(torch.uint8) * 255
+
+
+def observation(name: str, channels: int, mixtures: int) -> Observation:
+    """ "logistic" (a mixture of `mixtures`), "categorical" or "bernoulli"."""
+    if name == "logistic":
+        if mixtures < 1:
+            raise OodbenchError(f"A mixture has at least 1 component, not {mixtures}.")
+        return LogisticMixture(channels, mixtures)
+    if name == "categorical":
+        return Categorical(channels)
+    if name == "bernoulli":
+        return Bernoulli(channels)
+    raise OodbenchError(f"Unknown observation {name!r}: take logistic, categorical or bernoulli.")
