@@ -12,7 +12,7 @@ from typing import Any
 from oodbench.files import cache_dir
 from oodbench.plugins import load_plugins, loaded
 from oodbench.provenance import installed_version
-from oodbench.registry import DATASETS, DETECTORS, MODELS, STATISTICS
+from oodbench.registry import DATASETS, DETECTORS, MODELS, POSTERIORS, STATISTICS
 
 __all__ = ["as_json", "as_text", "catalogue", "installation"]
 
@@ -33,7 +33,9 @@ def catalogue(kind: str, *, data_root: Path | None = None, plugins: Iterable[Pat
 
 
 def _models() -> list[Row]:
-    return [{"name": name, "from": MODELS.origin_of(name), "what": MODELS.summary(name)} for name in MODELS]
+    return [{"name": name, "from": MODELS.origin_of(name), "what": MODELS.summary(name)} for name in MODELS] + [
+        {"name": f"{name}(MODEL)", "from": "oodbench", "what": POSTERIORS.summary(name)} for name in POSTERIORS
+    ]
 
 
 def _detectors() -> list[Row]:

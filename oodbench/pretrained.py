@@ -22,6 +22,7 @@ __all__ = [
     "TrainedModel",
     "available_models",
     "entries",
+    "has_weights",
     "load_model",
     "own_folder",
     "pretrained_folders",
@@ -85,7 +86,7 @@ def entries(dataset: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
 def available_models(dataset: str, weights: Path | None = None, role: str = "model") -> list[str]:
     """Names of the models that have weights for this in-distribution set, in registry order."""
     names = {entry["model"] for _, entry in _candidates(dataset, weights) if entry["role"] == role}
-    return [name for name in MODELS if name in names]
+    return MODELS.ordered(names)
 
 
 def load_model(
@@ -94,6 +95,7 @@ def load_model(
     *,
     role: str = "model",
     preset: str | None = None,
+    seed: int | None = None,
     weights: Path | None = None,
 ) -> TrainedModel:
     """The model trained on `dataset`; `weights` names a file or a folder with an index instead of the usual places.
@@ -102,16 +104,21 @@ def load_model(
     weights, or where a file's hash is not the one in its index.
     """
     MODELS.get(name)  # an unknown name is told before anything else
-    for file, entry in _candidates(dataset, weights):
-        if (entry["model"], entry["role"]) == (name, role) and preset in (None, entry["preset"]):
-            return _load(file, entry)
+    for file, entry in _matching(name, dataset, role, preset, seed, weights):
+        return _load(file, entry)
     what = f"{name}{' (background)' if role == 'background' else ''}"
     where = weights or "OODBENCH_PRETRAINED or the folder pretrained/"
     flag = (" --background" if role == "background" else "") + (f" --preset {preset}" if preset else "")
+    flag += f" --seed {seed}" if seed else ""
     raise OodbenchError(
         f"There are no weights of {what} for {dataset} in {where}: "
         f"make them with `oodbench train --model {name} --in {dataset}{flag}`."
     )
+
+
+def has_weights(name: str, dataset: str, *, preset: str | None = None, seed: int | None = None) -> bool:
+    """Whether `load_model` would find weights."""
+    return any(True for _ in _matching(name, dataset, "model", preset, seed, None))
 
 
 def own_folder() -> Path:
@@ -145,6 +152,15 @@ def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | None 
         with write_atomically(folder / "index.json") as stream:
             stream.write(_index_text(rows).encode())
         return _load(file, entry)
+
+
+def _matching(
+    name: str, dataset: str, role: str, preset: str | None, seed: int | None, weights: Path | None
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for file, entry in _candidates(dataset, weights):
+        same = (entry["model"], entry["role"]) == (name, role)
+        if same and preset in (None, entry["preset"]) and seed in (None, entry["seed"]):
+            yield file, entry
 
 
 def _candidates(dataset: str, weights: Path | None) -> list[tuple[Path, dict[str, Any]]]:

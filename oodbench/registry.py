@@ -1,6 +1,7 @@
 """One kind of registry for data sets, models, statistics and detectors, and the names that fill them."""
 
 import difflib
+import functools
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,17 @@ from oodbench.errors import OodbenchError
 if TYPE_CHECKING:
     from oodbench.statistic import Statistic
 
-__all__ = ["DATASETS", "DETECTORS", "MODELS", "STATISTICS", "Registry", "register"]
+__all__ = [
+    "DATASETS",
+    "DETECTORS",
+    "MODELS",
+    "POSTERIORS",
+    "STATISTICS",
+    "ModelRegistry",
+    "Registry",
+    "register",
+    "split_posterior",
+]
 
 T = TypeVar("T")
 
@@ -89,7 +100,68 @@ class Registry(Generic[T]):
         return len(self._entries)
 
 
-MODELS: Registry[Any] = Registry(
+class ModelRegistry(Registry[Any]):
+    """Models by name, and posteriors over the weights of any of them: `sghmc(vae)`."""
+
+    def get(self, name: str) -> Any:
+        posterior, inner = split_posterior(name)
+        if posterior is None:
+            return super().get(name)
+        build, _ = POSTERIORS.get(posterior), super().get(inner)  # both names are told apart before any work
+        return functools.partial(build, model=inner)
+
+    def summary(self, name: str) -> str:
+        posterior, inner = split_posterior(name)
+        if posterior is None:
+            return super().summary(name)
+        return f"{POSTERIORS.summary(posterior)}, over the weights of {inner}"
+
+    def origin_of(self, name: str) -> str:
+        return super().origin_of(split_posterior(name)[1])
+
+    def version_of(self, name: str) -> str | None:
+        return super().version_of(split_posterior(name)[1])
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        posterior, inner = split_posterior(name)
+        return super().__contains__(inner) and (posterior is None or posterior in POSTERIORS)
+
+    def ordered(self, names: set[str]) -> list[str]:
+        """Those of the names that exist, in registry order: models, then posteriors over each."""
+        wrapped = [f"{posterior}({name})" for name in self for posterior in POSTERIORS]
+        return [name for name in [*self, *wrapped] if name in names]
+
+
+def split_posterior(name: str) -> tuple[str | None, str]:
+    """`sghmc(vae)` as ("sghmc", "vae"), any other name as (None, name)."""
+    outer, bracket, rest = name.partition("(")
+    return (outer, rest[:-1]) if bracket and rest.endswith(")") else (None, name)
+
+
+POSTERIORS: Registry[Any] = Registry(
+    "posterior",
+    {
+        "sghmc": (
+            "oodbench.models.posteriors.sghmc:SGHMC",
+            "Stochastic-gradient Hamiltonian Monte Carlo (Chen et al. 2014)",
+        ),
+        "sgld": (
+            "oodbench.models.posteriors.sghmc:SGLD",
+            "Stochastic-gradient Langevin dynamics (Welling & Teh 2011)",
+        ),
+        "bbb": ("oodbench.models.posteriors.bbb:BBB", "Bayes by Backprop (Blundell et al. 2015)"),
+        "swag": ("oodbench.models.posteriors.swag:SWAG", "SWAG (Maddox et al. 2019)"),
+        "ensemble": (
+            "oodbench.models.posteriors.ensemble:Ensemble",
+            "Independent trainings (Lakshminarayanan et al. 2017)",
+        ),
+    },
+)
+"""Classes of posteriors over weights, called as models are, with the inner model's name as `model`."""
+
+MODELS: ModelRegistry = ModelRegistry(
     "model",
     {
         "glow": ("oodbench.models.flows.glow:Glow", "Multi-scale flow with affine couplings (Kingma & Dhariwal 2018)"),

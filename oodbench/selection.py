@@ -13,7 +13,7 @@ from oodbench.errors import OodbenchError
 from oodbench.how import How
 from oodbench.pretrained import TrainedModel, available_models, load_model
 from oodbench.records import folder_of
-from oodbench.registry import DETECTORS, MODELS, STATISTICS
+from oodbench.registry import DETECTORS, MODELS, POSTERIORS, STATISTICS
 
 __all__ = ["BACKGROUND", "Contender", "check_names", "contenders", "pairs", "tell_skipped"]
 
@@ -89,7 +89,8 @@ def _typo(name: str) -> str | None:
     origin = DETECTORS.origin_of(name)
     if origin == "oodbench" or not suspects:
         return None
-    known = {*STATISTICS, *(column for model in MODELS for column in getattr(MODELS.get(model), "columns", ()))}
+    classes = [*(MODELS.get(model) for model in MODELS), *(POSTERIORS.get(posterior) for posterior in POSTERIORS)]
+    known = {*STATISTICS, *(column for each in classes for column in getattr(each, "columns", ()))}
     wrong = [need for need in suspects if need.removesuffix(BACKGROUND) not in known]
     if not wrong:
         return None
@@ -128,7 +129,7 @@ def contenders(
 
 
 def _models(images: Images, models: Sequence[str] | None, how: How) -> list[TrainedModel]:
-    there = [name for name in MODELS if name in available_models(images.name, how.weights)]
+    there = available_models(images.name, how.weights)
     if not (models or there):
         print(
             f"oodbench: there are no weights for {images.name}; only model-free controls can run. "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from oodbench.evaluation import METRICS
 from oodbench.records import Record, data_hash
-from oodbench.registry import MODELS
+from oodbench.registry import MODELS, POSTERIORS, split_posterior
 
 __all__ = ["Block", "Cell", "Column", "blocks", "heading", "notes", "short"]
 
@@ -226,9 +226,11 @@ def _model(record: Record) -> tuple[str, str, str]:
     return record["model"], record.get("preset") or "", weights or ""
 
 
-def _model_order(key: tuple[str, str, str]) -> tuple[int, tuple[str, str, str]]:
-    known = list(MODELS)
-    return known.index(key[0]) if key[0] in known else len(known), key
+def _model_order(key: tuple[str, str, str]) -> tuple[int, int, tuple[str, str, str]]:
+    posterior, model = split_posterior(key[0])
+    known, around = list(MODELS), [None, *POSTERIORS]
+    place = known.index(model) if model in known else len(known)
+    return (around.index(posterior) if posterior in around else len(around)), place, key
 
 
 def _bits(value: float | None) -> str:

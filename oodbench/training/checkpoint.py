@@ -22,7 +22,8 @@ def save_checkpoint(
 ) -> None:
     """Writes weights, averaged weights, the optimizer's moments and `progress` (plain data) by atomic rename."""
     tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
-    tensors |= {f"averaged.{k}": v for k, v in averaged.state_dict().items()}
+    if averaged is not module:  # a posterior over weights has no average
+        tensors |= {f"averaged.{k}": v for k, v in averaged.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{k}": v for k, v in state.items()}
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
@@ -51,7 +52,8 @@ def load_checkpoint(
         return None
     progress: dict[str, Any] = json.loads(metadata["progress"])
     module.load_state_dict(_strip(tensors, "module."))
-    averaged.load_state_dict(_strip(tensors, "averaged."))
+    if averaged is not module:
+        averaged.load_state_dict(_strip(tensors, "averaged."))
     states: dict[int, dict[str, Tensor]] = {}
     for key, tensor in _strip(tensors, "optimizer.").items():
         number, _, name = key.partition(".")

@@ -6,6 +6,7 @@ from importlib import resources
 from typing import Any
 
 from oodbench.errors import OodbenchError
+from oodbench.registry import split_posterior
 
 __all__ = ["PRESETS", "Recipe", "load_recipe"]
 
@@ -36,12 +37,14 @@ def load_recipe(model: str, dataset: str, preset: str = "small", background: boo
     """The recipe of `recipes/<preset>.toml`: its defaults, then the model's table, then the one for the data set.
 
     Tables are named `[glow]`, `[glow.cifar10]` and `[glow.cifar10.background]`; the last holds what a background model
-    changes. A `config` table adds to the one before it.
+    changes. A `config` table adds to the one before it. Of `sghmc(vae)` it is that of vae, in which `[sghmc]`,
+    `[sghmc.vae]` and `[sghmc.vae.cifar10]` change what they name; its config holds that of vae as `config`.
     """
     if preset not in PRESETS:
         raise OodbenchError(f"Unknown preset {preset!r}: there are {', '.join(PRESETS)}.")
     text = resources.files("oodbench.training").joinpath("recipes", f"{preset}.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
+    posterior, model = split_posterior(model)
     own = tables.get(model, {})
     values: dict[str, Any] = {}
     config: dict[str, Any] = {}
@@ -49,6 +52,13 @@ def load_recipe(model: str, dataset: str, preset: str = "small", background: boo
     for table in (tables["defaults"], own, for_data, for_data.get("background", {}) if background else {}):
         config |= table.get("config", {})
         values |= {key: value for key, value in table.items() if not isinstance(value, dict)}
+    if posterior is not None:
+        around = tables.get(posterior, {})
+        of_model = around.get(model, {})
+        config = {"config": config}
+        for table in (around, of_model, of_model.get(dataset, {})):
+            config |= table.get("config", {})
+            values |= {key: value for key, value in table.items() if not isinstance(value, dict)}
     if background:
         values.setdefault("mutation", tables["background"]["mutation"])
         values["weight_decay"] = values.get("weight_decay") or tables["background"]["weight_decay"]

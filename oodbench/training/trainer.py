@@ -21,7 +21,8 @@ from oodbench.files import cache_dir, check_writable
 from oodbench.models.base import DensityModel, bits_per_dim, has_bits
 from oodbench.models.nn import networks
 from oodbench.models.noise import Noise
-from oodbench.pretrained import TrainedModel, own_folder, save_model
+from oodbench.models.posteriors.posterior import WeightPosterior
+from oodbench.pretrained import TrainedModel, has_weights, load_model, own_folder, save_model
 from oodbench.provenance import device_name
 from oodbench.registry import MODELS
 from oodbench.training.checkpoint import load_checkpoint, save_checkpoint
@@ -67,6 +68,10 @@ def train(
     identity = {
         "model": model, "recipe": recipe.as_dict(), "data": train_images.fingerprint, "seed": seed, "version": 1,
     }  # fmt: skip
+    if isinstance(module, WeightPosterior):
+        identity["starts"] = starts = _starts(
+            module, dataset, preset, seed, data_root=data_root, device=device, pretrained=pretrained, progress=progress
+        )
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     run = _Run(
         module.to(choose_device(device)),
@@ -97,9 +102,25 @@ def train(
         "curve": state["curve"],
         "undertrained": _undertrained(state["curve"], recipe.steps),
     }
+    if isinstance(module, WeightPosterior):
+        entry["starts"] = starts
     trained = save_model(averaged, entry, pretrained)
     run.checkpoint.unlink(missing_ok=True)
     return trained
+
+
+def _starts(module: WeightPosterior, dataset: str, preset: str, seed: int, **how: Any) -> list[str]:
+    """Gives a posterior the weights that it begins at, trained now if they are missing; their SHA-256."""
+    hashes = []
+    for each in module.seeds(seed):
+        wanted: dict[str, Any] = {"preset": preset, "seed": each}
+        if has_weights(module.model, dataset, **wanted):
+            trained = load_model(module.model, dataset, **wanted)
+        else:
+            trained = train(module.model, dataset, **wanted, **how)
+        module.start(trained)
+        hashes.append(trained.weights)
+    return hashes
 
 
 class _Run:
@@ -126,10 +147,16 @@ class _Run:
         self.images, self.held_out, self.adapt = images, validation, adapt
         self.validation = validation.limit(VALIDATION_IMAGES, seed=0)
         self.checkpoint, self.title, self.progress = checkpoint, title, progress
-        self.averaged = copy.deepcopy(module).requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(
-            module.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
-        )
+        self.averaged: DensityModel
+        self.optimizer: torch.optim.Optimizer
+        if isinstance(module, WeightPosterior):  # which moves its own weights, and keeps what it needs of them
+            self.averaged = module
+            self.optimizer = module.optimizer(recipe, len(images), seed)
+        else:
+            self.averaged = copy.deepcopy(module).requires_grad_(False).eval()
+            self.optimizer = torch.optim.AdamW(
+                module.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
+            )
         self.dtype = torch.bfloat16 if recipe.precision == "bfloat16" else None
 
     def finish(self) -> tuple[DensityModel, dict[str, Any]]:
@@ -138,10 +165,11 @@ class _Run:
         state = load_checkpoint(self.checkpoint, self.module, self.averaged, self.optimizer)
         if state is None:
             state = {"step": 0, "seconds": 0.0, "curve": []}
-            batch, noise = self.batch(0)
-            self.calibrate()
-            self.module.initialise(batch, noise)
-            self.averaged.load_state_dict(self.module.state_dict())
+            if not isinstance(self.module, WeightPosterior):
+                batch, noise = self.batch(0)
+                self.calibrate()
+                self.module.initialise(batch, noise)
+                self.averaged.load_state_dict(self.module.state_dict())
         elif state["step"]:
             print(f"{self.title}: continuing at step {state['step']} of {self.recipe.steps}", file=sys.stderr)
         every = max(1, self.recipe.steps // CURVE_POINTS)
@@ -177,6 +205,8 @@ class _Run:
                 save_checkpoint(self.checkpoint, self.module, self.averaged, self.optimizer, state)
                 saved = time.perf_counter()
         bar.close()
+        if not state["curve"]:  # an ensemble, of which nothing is left to train
+            state["curve"].append([0, 0.0, round(self.validate(), 5)])
         return self.averaged.cpu(), state
 
     def calibrate(self) -> None:
@@ -192,13 +222,20 @@ class _Run:
         module.progress = step / recipe.steps
         x, noise = self.batch(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _schedule(step, recipe.warmup, recipe.steps)
+            group["lr"] = recipe.learning_rate * (
+                module.rate(step, recipe)
+                if isinstance(module, WeightPosterior)
+                else _schedule(step, recipe.warmup, recipe.steps)
+            )
         with networks(self.dtype):
             loss = module.loss(x, noise).mean() / module.dimensions
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.clip, foreach=True)
         self.optimizer.step()
+        if isinstance(module, WeightPosterior):
+            module.after_step(step + 1, recipe, self.optimizer)
+            return loss.detach()
         decay = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averaged.parameters()), list(module.parameters()), 1 - decay)
@@ -216,14 +253,18 @@ class _Run:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Bits/dim of the averaged weights on the validation images; of a manifold model the loss in nats/dim."""
+        """Bits/dim of the averaged weights on the validation images; of a manifold model the loss in nats/dim.
+
+        Of a posterior's chain those of the weights where it is now, which costs as much as one member.
+        """
         total, bits = 0.0, has_bits(self.module.likelihood)
+        model = self.averaged.inner if isinstance(self.averaged, WeightPosterior) else self.averaged
         with networks(self.dtype, fold=True):
             for start in range(0, len(self.validation), 64):
                 rows = slice(start, start + 64)
                 noise = Noise.of(torch.from_numpy(self.validation.index[rows])).to(self.module.device)
                 x = torch.from_numpy(self.adapt(self.validation.pixels[rows])).to(self.module.device)
-                nats = -self.averaged.log_prob(x, noise) if bits else self.averaged.loss(x, noise)
+                nats = -model.log_prob(x, noise) if bits else model.loss(x, noise)
                 total += float(nats.double().sum())
         mean = total / len(self.validation)
         return float(bits_per_dim(-mean, self.module.dimensions)) if bits else mean / self.module.dimensions

@@ -9,7 +9,7 @@ import torch
 
 from oodbench.errors import OodbenchError
 from oodbench.models.base import DensityModel
-from oodbench.registry import DATASETS, MODELS
+from oodbench.registry import DATASETS, MODELS, POSTERIORS
 from oodbench.training import recipe as room
 from oodbench.training.recipe import PRESETS, Recipe, load_recipe
 
@@ -36,7 +36,9 @@ def test_every_model_has_a_sensible_recipe_in_every_preset(name, preset, backgro
 @pytest.mark.parametrize("preset", PRESETS)
 def test_recipe_files_speak_of_nothing_unknown(preset):
     tables = room.tomllib.loads((Path(room.__file__).parent / "recipes" / f"{preset}.toml").read_text())
-    assert set(tables) == {"defaults", "background", *NAMES}
+    assert set(tables) == {"defaults", "background", *NAMES, *POSTERIORS}
+    for posterior in POSTERIORS:
+        assert {key for key, value in tables[posterior].items() if isinstance(value, dict)} <= {"config", *NAMES}
     for name in NAMES:
         for_data = {key: value for key, value in tables[name].items() if isinstance(value, dict) and key != "config"}
         assert set(for_data) <= set(SETS), name

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 import oodbench
 from oodbench.training import Recipe, train
 from oodbench.training import trainer as room
+from oodbench.training.recipe import load_recipe
 
 STEPS = 12
 RECIPES = {
@@ -22,6 +23,13 @@ RECIPES = {
     "vae": Recipe(STEPS, 16, 1e-3, 4, weight_decay=0.1, mutation=0.2, config={"latents": 2, "hidden": 8, "draws": 2}),
     "pixelcnn": Recipe(STEPS, 16, 1e-3, 4, precision="bfloat16", config={"layers": 1, "filters": 4}),
 }
+OF_DECODER = {
+    "config": load_recipe("vae", "digits").config,
+    "members": 2,
+    "part": "decoder",
+}  # of the weights that ship
+for outer, options in {"sghmc": {}, "bbb": {}, "swag": {"rank": 3, "every": 2}}.items():
+    RECIPES[f"{outer}(vae)"] = Recipe(STEPS, 16, 1e-3, 4, config=OF_DECODER | options)
 
 
 def run(name: str, folder: Path):

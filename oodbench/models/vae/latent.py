@@ -6,6 +6,7 @@
 """
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from oodbench.models.base import DensityModel, Likelihood
 from oodbench.models.noise import Noise
 from oodbench.models.vae.posteriors import Posterior, standard_normal_log_prob
 
-__all__ = ["LatentModel", "importance_weighted"]
+__all__ = ["LatentModel", "importance_weighted", "importance_weighted_members"]
 
 DECODER_ROWS = 512  # images through the decoder at a time: bounds memory whatever K is
 
@@ -96,13 +97,10 @@ def importance_weighted(model: LatentModel, x: Tensor, noise: Noise, draws: int)
     elbo = reconstruction - kl: reconstruction the mean over the draws, kl in closed form where there is one.
     """
     posterior = model.posterior(x, noise)
-    rows = max(1, DECODER_ROWS // max(1, len(x)))
     log_likelihoods, log_ratios = [], []
-    for first in range(0, draws, rows):
-        count = min(rows, draws - first)
-        z, log_q = posterior.draw(noise.expand(first, count), count)
-        log_likelihoods.append(model.log_px_given_z(x.repeat_interleave(count, 0), z).reshape(len(x), count))
-        log_ratios.append((model.log_prior(z) - log_q).reshape(len(x), count))
+    for repeated, z, log_ratio in _draws(model, posterior, x, noise, draws):
+        log_likelihoods.append(model.log_px_given_z(repeated, z).reshape(log_ratio.shape))
+        log_ratios.append(log_ratio)
     log_likelihood, log_ratio = torch.cat(log_likelihoods, 1), torch.cat(log_ratios, 1)
     log_weights = log_likelihood + log_ratio
     log_sum = torch.logsumexp(log_weights, 1)
@@ -119,3 +117,27 @@ def importance_weighted(model: LatentModel, x: Tensor, noise: Noise, draws: int)
         "posterior_mean_norm": posterior.mean.flatten(1).norm(dim=1),
         "posterior_std_norm": posterior.std.flatten(1).norm(dim=1),
     }
+
+
+def importance_weighted_members(models: Sequence[LatentModel], x: Tensor, noise: Noise, draws: int) -> Tensor:
+    """log P(x | theta_m) (B, M) in nats of models that share prior and encoder: the same draws for all decoders.
+
+    They are the first model's; its posterior is a valid proposal for every other, too.
+    """
+    first = models[0]
+    log_weights = []
+    for repeated, z, log_ratio in _draws(first, first.posterior(x, noise), x, noise, draws):
+        of_members = [model.log_px_given_z(repeated, z).reshape(log_ratio.shape) for model in models]
+        log_weights.append(torch.stack(of_members, 2) + log_ratio[:, :, None])
+    return torch.logsumexp(torch.cat(log_weights, 1), 1) - math.log(draws)
+
+
+def _draws(
+    model: LatentModel, posterior: Posterior, x: Tensor, noise: Noise, draws: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Chunks of k draws: images (B * k, ...) and latents (B * k, ...) image-major, log p(z) - log q(z | x) (B, k)."""
+    rows = max(1, DECODER_ROWS // max(1, len(x)))
+    for first in range(0, draws, rows):
+        count = min(rows, draws - first)
+        z, log_q = posterior.draw(noise.expand(first, count), count)
+        yield x.repeat_interleave(count, 0), z, (model.log_prior(z) - log_q).reshape(len(x), count)

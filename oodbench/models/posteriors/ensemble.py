@@ -1,0 +1,33 @@
+"""An ensemble of independent trainings (Lakshminarayanan et al. 2017): the control of every posterior."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from oodbench.errors import OodbenchError
+from oodbench.models.posteriors.posterior import WeightPosterior
+
+if TYPE_CHECKING:
+    from oodbench.pretrained import TrainedModel
+    from oodbench.training.recipe import Recipe
+
+__all__ = ["Ensemble"]
+
+
+class Ensemble(WeightPosterior):
+    """Members are the model trained with the seeds s, s + 1, ..., s + M - 1: nothing is trained beyond them."""
+
+    def seeds(self, seed: int) -> list[int]:
+        if self.part:
+            raise OodbenchError("An ensemble's members share nothing: leave out `part`.")
+        return list(range(seed, seed + self.members))
+
+    def start(self, trained: "TrainedModel") -> None:
+        super().start(trained)
+        self.keep(self.random)
+
+    def optimizer(self, recipe: "Recipe", images: int, seed: int) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.random.values(), 0.0)
+
+    def after_step(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
+        """Its members are there from the start."""

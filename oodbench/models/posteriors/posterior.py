@@ -1,0 +1,151 @@
+"""What posteriors over weights share: M stacked weights of one architecture, evaluated in one pass over the images."""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from oodbench.errors import OodbenchError
+from oodbench.models.base import DensityModel
+from oodbench.models.nn import folded
+from oodbench.models.noise import Noise
+from oodbench.models.vae.latent import LatentModel, importance_weighted_members
+from oodbench.registry import MODELS
+
+if TYPE_CHECKING:
+    from oodbench.pretrained import TrainedModel
+    from oodbench.training.recipe import Recipe
+
+__all__ = ["WeightPosterior"]
+
+
+class WeightPosterior(DensityModel):
+    """p(x) = 1/M sum_m p(x | theta_m) of `members` M weights theta_m of the registered `model` built with `config`.
+
+    Random are the parameters whose names start with `part` ("decoder", say; all by default); the others stay those of
+    `inner`, which holds the point estimate that sampling starts from. `log_px_members` (B, M) are the members'
+    log p(x | theta_m) in nats, all from the same dequantisation noise and importance draws; `log_px` is the logarithm
+    of their mean.
+
+    To add one: subclass, write `optimizer`, `after_step` (which calls `keep`), and `loss` where it is not the model's.
+    """
+
+    columns = ("log_px", "log_px_members")
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        model: str,
+        config: Mapping[str, Any] | None = None,
+        members: int = 10,
+        part: str = "",
+    ) -> None:
+        super().__init__(shape)
+        if members < 1:
+            raise OodbenchError(f"A posterior has at least one member, not {members}.")
+        self.inner: DensityModel = MODELS.get(model)(shape, **(config or {}))
+        if isinstance(self.inner, WeightPosterior):
+            raise OodbenchError(f"{model} is a posterior already: name the density model itself.")
+        self.model, self.part, self.members = model, part, members
+        self.random = {name: p for name, p in self.inner.named_parameters() if name.startswith(part)}
+        if not self.random:
+            there = sorted({name.partition(".")[0] for name, _ in self.inner.named_parameters()})
+            raise OodbenchError(f"{model} has no part {part!r}: take one of {', '.join(there)}.")
+        for name, parameter in self.inner.named_parameters():
+            parameter.requires_grad_(name in self.random)
+        for name, parameter in self.random.items():
+            self.register_buffer(_key(name), parameter.detach().expand(members, *parameter.shape).clone())
+        self.kept: Tensor  # how many members are there
+        self.register_buffer("kept", torch.zeros((), dtype=torch.int64))
+        self.likelihood = self.inner.likelihood
+        self.remark = ", ".join(filter(None, [self.inner.remark, f"M = {members}"]))
+
+    def stack(self, name: str) -> Tensor:
+        """(M, ...): the members' values of one random parameter."""
+        return self.get_buffer(_key(name))
+
+    @torch.no_grad()
+    def keep(self, weights: Mapping[str, Tensor]) -> None:
+        """Makes these values of the random parameters the next member."""
+        member = int(self.kept)
+        if member == self.members:
+            raise OodbenchError(f"All {self.members} members are there already.")
+        for name in self.random:
+            self.stack(name)[member] = weights[name]
+        self.kept += 1
+
+    @folded
+    def models(self) -> list[DensityModel]:
+        """One model a member, whose parameters are views of the stacks; while there is none, `inner` alone."""
+        if not int(self.kept):
+            return [self.inner]
+        models = []
+        for member in range(int(self.kept)):
+            memo: dict[int, Any] = {id(p): p for p in self.inner.parameters()}  # fixed ones are shared, not copied
+            memo |= {id(p): torch.nn.Parameter(self.stack(name)[member], False) for name, p in self.random.items()}
+            memo |= {id(b): b for b in self.inner.buffers()}
+            models.append(copy.deepcopy(self.inner, memo).eval())
+        return models
+
+    def log_px_members(self, x: Tensor, noise: Noise) -> Tensor:
+        """(B, M) nats of uint8 (B, C, H, W)."""
+        models = self.models()
+        first = models[0]
+        if self.part == "decoder" and isinstance(first, LatentModel):
+            return importance_weighted_members(models, x, noise, first.draws)  # type: ignore[arg-type]
+        return torch.stack([model.log_prob(x, noise) for model in models], 1)
+
+    def statistics(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
+        of_members = self.log_px_members(x, noise)
+        return {"log_px": torch.logsumexp(of_members, 1) - math.log(of_members.shape[1]), "log_px_members": of_members}
+
+    def statistic_parameters(self) -> dict[str, Any]:
+        return {**self.inner.statistic_parameters(), "members": self.members}
+
+    def loss(self, x: Tensor, noise: Noise) -> Tensor:
+        """The model's own, at the weights where the chain is now."""
+        self.inner.progress = 1.0  # no warm-up: it was trained before
+        return self.inner.loss(x, noise)
+
+    def sample(self, n: int, noise: Noise) -> Tensor:
+        """Each image from one member, drawn by its own noise."""
+        models = self.models()
+        member = (noise.uniform((), "member") * len(models)).long().clamp_max(len(models) - 1)
+        out = torch.empty((n, *self.shape), dtype=torch.uint8, device=self.device)
+        for m, model in enumerate(models):
+            mine = (member == m).nonzero().flatten()
+            if len(mine):
+                out[mine] = model.sample(len(mine), Noise(noise.seed, noise.index[mine], noise.draw[mine]))
+        return out
+
+    def seeds(self, seed: int) -> list[int]:
+        """The seeds of the trainings whose weights `start` takes, one after the other."""
+        return [seed]
+
+    def start(self, trained: "TrainedModel") -> None:
+        """Begins at the weights of a trained model."""
+        try:
+            self.inner.load_state_dict(trained.module.state_dict())
+        except RuntimeError as error:
+            raise OodbenchError(
+                f"The weights of {trained.name} on {trained.dataset} have another size than the recipe: train it again."
+            ) from error
+
+    def optimizer(self, recipe: "Recipe", images: int, seed: int) -> torch.optim.Optimizer:
+        """What moves `random` from batch to batch, of so many training images."""
+        raise NotImplementedError(f"{type(self).__name__} must define optimizer().")
+
+    def rate(self, step: int, recipe: "Recipe") -> float:
+        """The share of the recipe's learning rate at a step: constant by default."""
+        return 1.0
+
+    def after_step(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
+        """Called when `step` updates are done: keeps members, all of them by the last."""
+        raise NotImplementedError(f"{type(self).__name__} must define after_step().")
+
+
+def _key(name: str) -> str:
+    return "members/" + name.replace(".", "/")  # a buffer's name has no dots

@@ -1,0 +1,330 @@
+"""Posteriors over weights: against conjugate posteriors in closed form, and what holds for every one of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import CONFIGS, noise_of, perturb, smooth_images, some_images
+from torch import Tensor, nn
+
+from oodbench.errors import OodbenchError
+from oodbench.models.base import DensityModel, Likelihood
+from oodbench.models.nn import networks
+from oodbench.models.noise import Noise
+from oodbench.models.posteriors.bbb import BBB
+from oodbench.models.posteriors.posterior import WeightPosterior
+from oodbench.models.posteriors.sghmc import SGHMC, HamiltonianDynamics
+from oodbench.models.posteriors.swag import SWAG, collect
+from oodbench.registry import MODELS
+from oodbench.training.recipe import Recipe
+
+DIMENSIONS = 3
+
+
+class Regression(DensityModel):
+    """y = A w + noise of scale s, for one fixed set of observations: the loss is that of all of them, per observation.
+
+    With the prior N(0, 1) on w the posterior is N(mean, covariance), which is not diagonal.
+    """
+
+    likelihood = Likelihood.EXACT
+
+    def __init__(self, shape: tuple[int, int, int] = (1, 1, 1)) -> None:
+        super().__init__(shape)
+        generator = torch.Generator().manual_seed(0)
+        self.a = torch.randn(40, DIMENSIONS, generator=generator, dtype=torch.float64)
+        self.a[:, 1] += 0.7 * self.a[:, 0]
+        self.y = self.a @ torch.tensor([1.0, -0.5, 0.3]).double()
+        self.y += 0.8 * torch.randn(40, generator=generator, dtype=torch.float64)
+        self.w = nn.Parameter(torch.zeros(DIMENSIONS, dtype=torch.float64))
+        self.s = 0.8
+
+    @property
+    def precision(self) -> Tensor:
+        return self.a.T @ self.a / self.s**2 + torch.eye(DIMENSIONS, dtype=torch.float64)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.linalg.solve(self.precision, self.a.T @ self.y / self.s**2)
+
+    def log_prob(self, x: Tensor, noise: Noise) -> Tensor:
+        return -self.loss(x, noise)
+
+    def loss(self, x: Tensor, noise: Noise) -> Tensor:
+        return (self.y - self.a @ self.w).square().mean().expand(len(x)) / (2 * self.s**2)
+
+
+def recipe(steps: int, rate: float = 1e-3, **config: Any) -> Recipe:
+    return Recipe(steps=steps, batch_size=4, learning_rate=rate, config=config)
+
+
+def run(posterior: WeightPosterior, plan: Recipe, images: int, seed: int = 0) -> None:
+    """What the trainer does with a posterior, on the same images again and again."""
+    x = some_images(4, posterior.shape)
+    optimizer = posterior.optimizer(plan, images, seed)
+    for step in range(plan.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * posterior.rate(step, plan)
+        loss = posterior.loss(x, Noise.of(torch.arange(4), draw=step)).mean() / posterior.dimensions
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        posterior.after_step(step + 1, plan, optimizer)
+
+
+@pytest.fixture
+def regression(monkeypatch: pytest.MonkeyPatch) -> Regression:
+    monkeypatch.setitem(MODELS._entries, "regression", _entry())
+    return Regression()
+
+
+def _entry() -> Any:
+    from oodbench.registry import _Entry
+
+    return _Entry(Regression, "", "oodbench", None)
+
+
+def chain(model: Regression, friction: float, rate: float, steps: int, chains: int = 400) -> Tensor:
+    """(steps, chains, D) states of independent chains on the same posterior, after as many dropped ones."""
+    w = model.mean.expand(chains, DIMENSIONS).clone().requires_grad_()
+    dynamics = HamiltonianDynamics([w], rate, 40.0, friction, seed=1)
+    states = []
+    for step in range(2 * steps):
+        w.grad = -(model.y - w.detach() @ model.a.T) @ model.a / model.s**2 / 40
+        dynamics.step()
+        if step >= steps:
+            states.append(w.detach().clone())
+    return torch.stack(states)
+
+
+@pytest.mark.parametrize("friction", [0.2, 1.0], ids=["sghmc", "sgld"])
+def test_the_moments_of_the_chain_converge_to_the_posterior_as_the_step_shrinks(friction: float) -> None:
+    model = Regression()
+    covariance = torch.linalg.inv(model.precision)
+    errors = []
+    for rate, steps in ((0.4, 60), (0.1, 150)):
+        states = chain(model, friction, rate, steps).flatten(0, 1)
+        torch.testing.assert_close(states.mean(0), model.mean, rtol=0, atol=0.02)
+        errors.append(float((torch.cov(states.T) - covariance).norm() / covariance.norm()))
+    assert errors[1] < 0.12
+    assert errors[1] < errors[0]
+
+
+def test_langevin_dynamics_has_the_variance_of_its_closed_form_at_a_finite_step() -> None:
+    """theta <- (1 - e l) theta + N(0, 2 e) has the variance 1 / (l (1 - e l / 2))."""
+    curvature, e = 4.0, 0.2
+    w = torch.zeros(20_000, dtype=torch.float64, requires_grad=True)
+    dynamics = HamiltonianDynamics([w], e, 1.0, 1.0, prior_std=1 / np.sqrt(curvature), seed=0)
+    for _ in range(40):
+        w.grad = torch.zeros_like(w)
+        dynamics.step()
+    expected = 1 / (curvature * (1 - e * curvature / 2))
+    assert float(w.detach().var()) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_cold_chain_is_gradient_descent_with_momentum() -> None:
+    ours, theirs = (torch.tensor([3.0, -2.0]).double().requires_grad_() for _ in range(2))
+    cold = HamiltonianDynamics([ours], 0.1, 7.0, 0.25, temperature=0.0, prior_std=1e9)
+    known = torch.optim.SGD([theirs], 0.1, momentum=0.75)
+    for _ in range(20):
+        for w, optimizer in ((ours, cold), (theirs, known)):
+            w.grad = 2 * w.detach()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("plan", ["constant", "cyclic"])
+def test_members_are_kept_evenly_after_the_burn_in(regression: Regression, plan: str) -> None:
+    posterior = SGHMC((1, 1, 1), "regression", members=4, burn_in=0.5, steps=plan)
+    kept = []
+    posterior.keep = lambda weights: (kept.append(step), posterior.kept.add_(1))  # type: ignore[assignment]
+    optimizer = posterior.optimizer(recipe(100), 40, 0)
+    rates = []
+    for step in range(100):
+        rates.append(posterior.rate(step, recipe(100)))
+        posterior.after_step(step + 1, recipe(100), optimizer)
+    assert len(kept) == 4
+    assert kept[-1] == 99
+    assert kept[0] >= 61
+    assert np.ptp(np.diff(kept)) <= 1
+    if plan == "cyclic":  # every member lies at the end of a cycle
+        assert all(rates[step] < 0.05 for step in kept)
+        assert max(rates[kept[0] + 1 : kept[1]]) > 0.95
+    else:
+        assert set(rates) == {1.0}
+
+
+def test_bayes_by_backprop_reaches_the_best_mean_field_solution(regression: Regression) -> None:
+    """The diagonal Gaussian closest in KL(q || p) has the posterior's mean and the variances 1 / precision_ii."""
+    torch.manual_seed(0)
+    posterior = BBB((1, 1, 1), "regression", members=5, start_std=0.05)
+    plan = recipe(4000, 0.02)
+    # U = 40 observations: 40 "images" whose mean loss is that of an observation.
+    run(posterior, plan, 40)
+    torch.testing.assert_close(posterior.random["w"].detach(), regression.mean, rtol=0, atol=0.03)
+    expected = regression.precision.diagonal().rsqrt()
+    torch.testing.assert_close(posterior.scales()["w"].detach(), expected, rtol=0.12, atol=0)
+    assert float(posterior.stack("w").std(0).min()) > 0
+
+
+def test_the_kl_of_weights_is_torchs(regression: Regression) -> None:
+    from torch.distributions import Normal, kl_divergence
+
+    posterior = BBB((1, 1, 1), "regression", prior_std=0.7, start_std=0.3)
+    with torch.no_grad():
+        posterior.random["w"].copy_(torch.tensor([0.1, -2.0, 0.5]))
+    expected = kl_divergence(Normal(posterior.random["w"], posterior.scales()["w"]), Normal(0.0, 0.7)).sum()
+    torch.testing.assert_close(posterior.kl(), expected)
+
+
+def test_local_reparameterisation_has_the_moments_of_random_weights() -> None:
+    posterior = BBB((1, 8, 8), "vae-mlp", CONFIGS["vae-mlp"], members=1, part="decoder", start_std=0.05)
+    perturb(posterior.inner)
+    layer, z = posterior.inner.decoder.linear, torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
+    n = 4000
+    with torch.no_grad(), posterior._drawn(Noise.of(torch.arange(n))):
+        out = layer(z.expand(n, -1))
+    std = torch.full_like(layer.weight, 0.05)
+    expected = (z.square() @ std.T.square() + 0.05**2).sqrt()[0]
+    torch.testing.assert_close(out.std(0), expected.detach(), rtol=0.1, atol=0)
+    torch.testing.assert_close(out.mean(0), layer(z)[0].detach(), rtol=0, atol=0.01)
+
+
+def test_swags_moments_are_those_of_the_trajectory() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(30, 2, 3, generator=generator, dtype=torch.float64).cumsum(0)
+    state: dict[str, Any] = {}
+    for count, point in enumerate(points, 1):
+        collect(state, point, count, rank=4)
+    torch.testing.assert_close(state["swag_mean"], points.mean(0))
+    torch.testing.assert_close(state["swag_square"], points.square().mean(0))
+    running = torch.stack([points[: k + 1].mean(0) for k in range(26, 30)])
+    expected = {tuple(row.flatten().tolist()) for row in (points[26:] - running).round(decimals=9)}
+    assert {tuple(row.flatten().tolist()) for row in state["swag_deviations"].round(decimals=9)} == expected
+
+
+def test_swags_members_have_the_papers_covariance(regression: Regression) -> None:
+    """Half the trajectory's variances on the diagonal, plus half of D D' / (R - 1)."""
+    posterior = SWAG((1, 1, 1), "regression", rank=5, every=2, burn_in=0.0)
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Any] = {}
+    for count in range(1, 40):
+        collect(state, torch.randn(3, generator=generator).double() * torch.tensor([1.0, 2.0, 0.1]), count, 5)
+    drawn = torch.stack([posterior._draw(state, torch.randn(5, generator=generator), generator) for _ in range(40_000)])
+    d = state["swag_deviations"]
+    expected = 0.5 * torch.diag(state["swag_square"] - state["swag_mean"].square()) + d.T @ d / (2 * 4)
+    torch.testing.assert_close(torch.cov(drawn.T), expected, rtol=0.05, atol=0.02)
+    torch.testing.assert_close(drawn.mean(0), state["swag_mean"], rtol=0, atol=0.04)
+
+
+def test_swag_follows_gradient_descent_and_draws_all_members(regression: Regression) -> None:
+    posterior = SWAG((1, 1, 1), "regression", members=6, rank=5, every=2, burn_in=0.5, momentum=0.0)
+    run(posterior, recipe(100, 0.05), 40)
+    assert int(posterior.kept) == 6
+    with pytest.raises(OodbenchError, match="points of a trajectory"):
+        SWAG((1, 1, 1), "regression", rank=20, every=10).optimizer(recipe(100), 40, 0)
+
+
+INNER = {"vae": "decoder", "vae-mlp": "decoder", "glow": "", "pixelcnn++": ""}
+
+
+def posterior_of(name: str, part: str, members: int = 3, double: bool = True) -> WeightPosterior:
+    posterior: WeightPosterior = MODELS.get(f"sghmc({name})")(
+        (3, 8, 8), config=CONFIGS[name], members=members, part=part
+    )
+    perturb(posterior.inner, 0.3)
+    posterior = posterior.double() if double else posterior
+    for member in range(members):
+        generator = torch.Generator().manual_seed(member)
+        drawn = {
+            key: p.detach() + 0.05 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+            for key, p in posterior.random.items()
+        }
+        posterior.keep(drawn)
+    return posterior.eval()
+
+
+@pytest.mark.parametrize(("name", "part"), INNER.items())
+@pytest.mark.parametrize("fold", [False, True])
+@torch.no_grad()
+def test_members_in_one_pass_are_members_one_by_one(name: str, part: str, fold: bool) -> None:
+    posterior, x, noise = posterior_of(name, part), some_images(5), noise_of(5)
+    with networks(fold=fold):
+        columns = [posterior.statistics(x, noise) for _ in range(2)][-1]
+    alone = MODELS.get(name)((3, 8, 8), **CONFIGS[name]).double().eval()
+    for member in range(3):
+        weights = posterior.inner.state_dict() | {key: posterior.stack(key)[member] for key in posterior.random}
+        alone.load_state_dict(weights)
+        torch.testing.assert_close(columns["log_px_members"][:, member], alone.log_prob(x, noise), rtol=1e-9, atol=1e-7)
+    expected = columns["log_px_members"].logsumexp(1) - np.log(3)
+    torch.testing.assert_close(columns["log_px"], expected)
+
+
+@pytest.mark.parametrize(("name", "part"), INNER.items())
+@torch.no_grad()
+def test_a_single_member_is_the_ordinary_model(name: str, part: str) -> None:
+    posterior = MODELS.get(f"swag({name})")((3, 8, 8), config=CONFIGS[name], members=1, part=part).eval()
+    perturb(posterior.inner, 0.3)
+    posterior.keep(posterior.random)
+    x, noise = some_images(4), noise_of(4)
+    torch.testing.assert_close(posterior.log_prob(x, noise), posterior.inner.log_prob(x, noise), rtol=1e-6, atol=1e-3)
+    assert torch.equal(posterior.sample(4, noise), posterior.inner.sample(4, noise))
+
+
+@pytest.mark.parametrize("outer", ["sghmc", "sgld", "bbb", "swag"])
+@pytest.mark.parametrize("name", ["vae", "glow", "vae-mlp", "pixelcnn"])
+def test_every_posterior_moves_its_part_of_any_model_and_nothing_else(outer: str, name: str) -> None:
+    part = "decoder" if name.startswith("vae") else ""
+    options = {"rank": 2, "every": 2} if outer == "swag" else {}
+    posterior = MODELS.get(f"{outer}({name})")((1, 8, 8), config=CONFIGS[name], members=2, part=part, **options)
+    perturb(posterior.inner, 0.1)
+    before = {key: value.clone() for key, value in posterior.inner.state_dict().items()}
+    run(posterior, recipe(12, 1e-4), 1000)
+    assert int(posterior.kept) == 2
+    for key, p in posterior.inner.named_parameters():
+        assert torch.equal(p.detach(), before[key]) == (key not in posterior.random), key
+    for key in posterior.random:
+        assert not torch.equal(posterior.stack(key)[0], posterior.stack(key)[1]), key
+    x, noise = smooth_images(3, (1, 8, 8)), noise_of(3)
+    with torch.no_grad():
+        columns = posterior.statistics(x, noise)
+    assert columns["log_px_members"].shape == (3, 2)
+    assert columns["log_px_members"].isfinite().all()
+
+
+def test_members_are_stacked_on_disk_and_come_back(tmp_path: Path) -> None:
+    from oodbench.pretrained import load_model, save_model
+
+    posterior = posterior_of("vae", "decoder", double=False)
+    entry = {
+        "dataset": "digits", "model": "sghmc(vae)", "role": "model", "preset": "small", "seed": 0, "shape": [3, 8, 8],
+        "recipe": {"config": {"config": CONFIGS["vae"], "members": 3, "part": "decoder"}}, "data_fingerprint": "",
+        "undertrained": False,
+    }  # fmt: skip
+    save_model(posterior, entry, tmp_path)
+    again = load_model("sghmc(vae)", "digits", weights=tmp_path).module
+    x, noise = some_images(3), noise_of(3)
+    with torch.no_grad():
+        assert torch.equal(again.statistics(x, noise)["log_px_members"], posterior.log_px_members(x, noise))
+
+
+def test_wrong_configurations_are_told_so() -> None:
+    def build(name: str, **config: Any) -> Any:
+        return MODELS.get(name)((3, 8, 8), **{"config": CONFIGS["vae"], **config})
+
+    for name, config, sentence in (
+        ("sghmc(vae)", {"part": "decodr"}, "no part 'decodr': take one of decoder, encoder"),
+        ("sghmc(vae)", {"members": 0}, "at least one member"),
+        ("sghmc(vae)", {"friction": 0.0}, "friction"),
+        ("sghmc(vae)", {"steps": "wavy"}, "'constant' or 'cyclic'"),
+        ("swag(vae)", {"rank": 1}, "at least 2 deviations"),
+        ("bbb(vae)", {"start_std": 0.0}, "positive"),
+        ("sghmcc(vae)", {}, "did you mean sghmc"),
+        ("sghmc(vea)", {}, "did you mean vae"),
+    ):
+        with pytest.raises(OodbenchError, match=sentence):
+            build(name, **config)
+    with pytest.raises(TypeError):  # Langevin dynamics has no friction to choose
+        MODELS.get("sgld(vae)")((3, 8, 8), config=CONFIGS["vae"], friction=0.5)
