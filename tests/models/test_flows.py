@@ -19,6 +19,7 @@ from oodbench.models.flows.flow import Flow, ImageFlow, VectorFlow
 from oodbench.models.flows.networks import ConvolutionNetwork, ResidualConvolutionNetwork
 from oodbench.models.flows.transforms.base import Transform
 from oodbench.models.flows.transforms.causal import CausalConvolution
+from oodbench.models.flows.transforms.cosine import Cosine
 from oodbench.models.flows.transforms.coupling import Coupling
 from oodbench.models.flows.transforms.elementwise import Additive, Affine, Elementwise, Sigmoid
 from oodbench.models.flows.transforms.funnel import Decoder, Funnel
@@ -335,3 +336,20 @@ def test_a_flow_on_vectors_takes_latents_of_any_length(name, dimensions):
     flow(h, noise, initialise=True)
     torch.testing.assert_close(flow.inverse(flow(h, noise)[0], noise), h, rtol=0, atol=1e-8)
     assert flow.sample(50, noise).shape == (50, dimensions)
+
+
+@pytest.mark.parametrize(("channels", "by_default"), [(3, True), (1, False)])
+@torch.no_grad()
+def test_nice_whitens_colour_images_and_others_where_told_so(channels, by_default):
+    x, noise = smooth_images(2000, (channels, 8, 8)), noise_of(2000)
+    correlation = {}
+    for config in ({}, {"whiten": True}, {"whiten": False}):
+        model = MODELS.get("nice")((channels, 8, 8), **CONFIGS["nice"], **config).double()
+        assert any(isinstance(e, Cosine) for e in model.flow.layers) == config.get("whiten", by_default)
+        model.initialise(x, noise)  # the couplings start as the identity
+        (latents,), _ = model.flow(model.dequantise(x, noise), noise)
+        torch.testing.assert_close(latents.std(0), torch.ones(model.dimensions).double(), rtol=0, atol=1e-6)
+        apart = torch.corrcoef(latents.T) - torch.eye(model.dimensions)
+        correlation[config.get("whiten", by_default)] = float(apart.abs().mean())
+    assert correlation[True] < 0.06
+    assert correlation[False] > 2 * correlation[True]
