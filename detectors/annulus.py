@@ -10,10 +10,11 @@ __all__ = ["Annulus"]
 
 @register.detector("annulus")
 class Annulus(Detector):
-    """|norm(z) - sqrt(D)|: distance of a flow's whitened latents from the shell on which N(0, I) lives
+    """|norm(z) - sqrt(d)|: distance of a flow's d whitened latents from the shell on which N(0, I) lives
 
-    `latent_norm` is the norm of all D latents, those split off on the way included, each whitened by the prior that the
-    flow gives it; a VAE's or an autoregressive model's images have no such latents.
+    `latent_norm` is the norm of all latents, those split off on the way included, each whitened by the prior that the
+    flow gives it: as many as the image has numbers, or as a density on a surface has dimensions. A VAE's or an
+    autoregressive model's images have no such latents.
 
     Reference:
         Choi et al., "WAIC, but Why?", 2018, arXiv:1810.01392: typical sets in a flow's latent space;
@@ -24,5 +25,6 @@ class Annulus(Detector):
 
     def score(self, columns: Columns) -> np.ndarray:
         """(N,) in units of the latents' standard deviation."""
-        scores: np.ndarray = np.abs(columns["latent_norm"].astype(np.float64) - np.sqrt(columns.dimensions))
+        d = columns.dimensions if columns.latents is None else columns.latents
+        scores: np.ndarray = np.abs(columns["latent_norm"].astype(np.float64) - np.sqrt(d))
         return scores

@@ -227,13 +227,22 @@ def table(
     rows: Annotated[
         Rows, typer.Option("--rows", envvar="OODBENCH_ROWS", help="What the table's rows are; auto: models if many.")
     ] = Rows.AUTO,
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published/--no-published",
+            envvar="OODBENCH_PUBLISHED",
+            help="Whether papers' AUROCs stand beside; csv and json never have them.",
+        ),
+    ] = True,
 ) -> None:
     """Print the table of the records in a folder."""
     from oodbench.records import read_records
     from oodbench.report import table as render
 
     records = read_records(results, in_=in_, models=model, outs=out)
-    typer.echo(render(records, format=format_.value, metric=metric.value, rows=rows.value).rstrip("\n"))
+    text = render(records, format=format_.value, metric=metric.value, rows=rows.value, published=published)
+    typer.echo(text.rstrip("\n"))
 
 
 @app.command(

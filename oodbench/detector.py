@@ -19,6 +19,7 @@ class Columns(Mapping[str, np.ndarray]):
     arrays: Mapping[str, np.ndarray]  # each (N, ...)
     dimensions: int  # D = channels x height x width of the model's domain
     group_size: int = 1
+    latents: int | None = None  # how many numbers `latent_norm` is the norm of, where they are not D
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.arrays[name]
@@ -42,7 +43,7 @@ class Columns(Mapping[str, np.ndarray]):
     def take(self, rows: np.ndarray, group_size: int = 1) -> "Columns":
         """The columns of `rows`, in that order, as groups of `group_size`."""
         taken = {name: column[rows] for name, column in self.arrays.items()}
-        return Columns(taken, self.dimensions, group_size)
+        return Columns(taken, self.dimensions, group_size, self.latents)
 
 
 class Detector:

@@ -107,7 +107,7 @@ class Trial:
         other = evaluate(companion, images, adapt, model=self.contender.background, **common)
         arrays = {**result.columns.arrays, **{f"{k}{BACKGROUND}": v for k, v in other.columns.arrays.items()}}
         seconds = sum(one.seconds_per_image or 0.0 for one in (result, other))
-        return Evaluation(Columns(arrays, result.columns.dimensions), seconds, max(result.computed, other.computed))
+        return Evaluation(replace(result.columns, arrays=arrays), seconds, max(result.computed, other.computed))
 
     def measure_bfloat16(self, how: How) -> dict[str, float]:
         """What bfloat16 networks change in log_px of a few validation images, in nats."""

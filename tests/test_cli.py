@@ -140,8 +140,10 @@ def test_table_reads_records_and_prints_them(calls: list[Any]) -> None:
     assert result.stdout == "the table\n"
     assert calls == [
         ("read_records", (Path("r"),), {"in_": "mnist", "models": ["vae"], "outs": ["kmnist"]}),
-        ("table", ([RECORD],), {"format": "markdown", "metric": "fpr95", "rows": "auto"}),
+        ("table", ([RECORD],), {"format": "markdown", "metric": "fpr95", "rows": "auto", "published": True}),
     ]
+    invoke("table --no-published")
+    assert calls[-1][2]["published"] is False
 
 
 def test_plot_prints_the_pictures_paths(calls: list[Any]) -> None:

@@ -106,7 +106,9 @@ def evaluate(
             print(f"oodbench: {title}: {name} is not finite for {bad} of {len(column)} images.", file=sys.stderr)
     dimensions = math.prod(adaptation.domain.shape)
     seconds = sum(float(chunk.seconds.mean()) for chunk in taken) if taken else None
-    return Evaluation(Columns({name: values[name] for name in statistics}, dimensions), seconds, len(todo))
+    latents = model.module.latent_dimensions if model else None
+    columns = Columns({name: values[name] for name in statistics}, dimensions, latents=latents)
+    return Evaluation(columns, seconds, len(todo))
 
 
 def _compute(

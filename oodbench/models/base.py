@@ -74,6 +74,11 @@ class DensityModel(nn.Module):
         """
 
     @property
+    def latent_dimensions(self) -> int:
+        """How many numbers the column `latent_norm`, of a model that has it, is the norm of."""
+        return self.dimensions
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters lie."""
         return next(self.parameters()).device

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from oodbench.evaluation import METRICS
 from oodbench.records import Record, data_hash
 from oodbench.registry import MODELS, POSTERIORS, split_posterior
+from oodbench.report.published import Figure, figures
 
 __all__ = ["Block", "Cell", "Column", "blocks", "heading", "notes", "short"]
 
@@ -67,6 +68,7 @@ class Block:
     controls: dict[str, Cell]  # scores that need no model, by row label
     rows: list[str]  # labels of the detectors that need a model
     seeds: list[int]
+    published: dict[str, list[tuple[Figure, int]]] = field(default_factory=dict)  # by row label; with their footnotes
 
     def facts(self) -> list[tuple[str, list[str]]]:
         """(label, one text a column) of what is known of the models."""
@@ -79,8 +81,11 @@ class Block:
         return facts if self.columns else []
 
 
-def blocks(records: Sequence[Record], metric: str) -> list[Block]:
-    """The records as blocks, pairs in order of appearance; models and detectors stand in one fixed order."""
+def blocks(records: Sequence[Record], metric: str, published: bool = False) -> list[Block]:
+    """The records as blocks, pairs in order of appearance; models and detectors stand in one fixed order.
+
+    With `published`, papers' AUROCs of the same pairs and detectors are added.
+    """
     pairs: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for record in records:
         pairs.setdefault((record["in"], record["out"]), {}).setdefault(data_hash(record), []).append(record)
@@ -88,6 +93,8 @@ def blocks(records: Sequence[Record], metric: str) -> list[Block]:
     for (_, out), states in pairs.items():
         for state, of_state in states.items():  # other images under one name are another pair: never averaged
             shown.append(_block(of_state, f"{out}@{state}" if len(states) > 1 else out, metric))
+            if published and metric == "auroc":
+                _add_published(shown, of_state)
     return shown
 
 
@@ -100,6 +107,8 @@ def notes(shown: Sequence[Block], bold: bool = False) -> list[str]:
     """One sentence for every mark that the blocks use."""
     cells = [cell for block in shown for cell in _cells(block)]
     seeds = sorted({seed for block in shown for seed in block.seeds})
+    sources = sorted({(n, f.source) for block in shown for found in block.published.values() for f, n in found})
+    read = " ".join(f"({number}) {source}." for number, source in sources)
     sentences = {
         "Bold: the best single-image score in a model's column, controls included.": bold,
         "A density on a manifold has no bits/dim and is not ranked: no score in its column is bold.": any(
@@ -113,6 +122,7 @@ def notes(shown: Sequence[Block], bold: bool = False) -> list[str]:
             column.undertrained for block in shown for column in block.columns
         ),
         "@b: one score for a group of b images.": any(cell.group_size > 1 for cell in cells),
+        f"Published: for others' weights and images. {read}": bool(sources),
         f"Mean over seeds {', '.join(map(str, seeds))}; intervals from the lowest to the highest end.": len(seeds) > 1,
     }
     return [sentence for sentence, used in sentences.items() if used]
@@ -144,6 +154,17 @@ def _block(records: list[Record], out: str, metric: str) -> Block:
     )
     _mark_best(block, metric)
     return block
+
+
+def _add_published(shown: list[Block], records: Sequence[Record]) -> None:
+    """Adds to the last block what papers say of these records' pair, sources numbered as they come in all blocks."""
+    numbers = {f.source: n for block in shown for found in block.published.values() for f, n in found}
+    labels = {(r["detector"], r["group_size"]): _label(r) for r in records if r["model"] != "none"}
+    for figure in figures(records[0]["in"], records[0]["out"]):
+        label = labels.get((figure.detector, figure.group_size))
+        if label is not None:
+            number = numbers.setdefault(figure.source, len(numbers) + 1)
+            shown[-1].published.setdefault(label, []).append((figure, number))
 
 
 def _column(records: list[Record], key: tuple[str, str, str], metric: str, with_weights: bool) -> Column:

@@ -19,7 +19,7 @@ def markdown(shown: list[Block], metric: str, rows: str = "auto") -> str:
 
 def _block(sheet: Sheet, metric: str) -> str:
     titles, *facts = sheet.head or [["", ""]]
-    body: list[Sequence[Entry]] = [*facts, *sheet.body]
+    body: list[Sequence[Entry]] = [*facts, *sheet.body, *sheet.published]
     if sheet.controls:
         body += [[_NO_MODEL]] * bool(sheet.body)
         body += [[label, cell] for label, cell in sheet.controls]

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from oodbench.registry import MODELS
 from oodbench.report.grid import UNDERTRAINED, Block, Cell
+from oodbench.report.published import Figure
 
 __all__ = ["ROWS", "Sheet", "sheet"]
 
@@ -15,13 +17,18 @@ Entry = str | Cell | None  # None: not applicable
 
 @dataclass
 class Sheet:
-    """Lines of equal length, each with its label first. A control, a score without a model, has a line of its own."""
+    """Lines of equal length, each with its label first. A control, a score without a model, has a line of its own.
+
+    Published figures are the last column, or lines below the body where models are rows.
+    """
 
     pair: str
     images: tuple[int, int]
     head: list[list[str]]
     body: list[list[Entry]]
+    published: list[list[Entry]]
     controls: list[tuple[str, Cell]]
+    parts: list[int]  # how many columns belong together: facts, scores, published figures
 
     @property
     def columns(self) -> int:
@@ -37,17 +44,39 @@ class Sheet:
 def sheet(block: Block, rows: str = "auto") -> Sheet:
     """The block with `rows` of "detectors" or "models"; "auto" takes models where there are many."""
     titles = [column.title + UNDERTRAINED * column.undertrained for column in block.columns]
+    facts = block.facts()
     head: list[list[str]] = []
     body: list[list[Entry]] = []
+    published: list[list[Entry]] = []
     if rows == "models" or (rows == "auto" and len(titles) > _MOST_COLUMNS):
-        facts = block.facts()
+        parts = [len(facts), len(block.rows)]
         if titles:
             head.append(["", *(label for label, _ in facts), *block.rows])
         for place, (title, column) in enumerate(zip(titles, block.columns, strict=True)):
             cells: Sequence[Cell | None] = [column.cells.get(label) for label in block.rows]
             body.append([title, *(texts[place] for _, texts in facts), *cells])
+        for model in _published_models(block):
+            of_model = [[f for f in block.published.get(label, []) if f[0].model == model] for label in block.rows]
+            published.append([f"{model} (published)", *[None] * len(facts), *map(_figures, of_model)])
     else:
+        more = ["published"] * bool(block.published)
+        parts = [len(titles), len(more)]
         if titles:
-            head += [["", *titles], *([label, *texts] for label, texts in block.facts())]
-        body += [[label, *(column.cells.get(label) for column in block.columns)] for label in block.rows]
-    return Sheet(f"{block.source} → {block.out}", block.images, head, body, list(block.controls.items()))
+            head += [["", *titles, *more], *([label, *texts, *[""] * len(more)] for label, texts in facts)]
+        for label in block.rows:
+            line: list[Entry] = [label, *(column.cells.get(label) for column in block.columns)]
+            found = block.published.get(label, [])
+            body.append([*line, *[", ".join(f"{f[0].model} {_figures([f])}" for f in found) or None] * len(more)])
+    name = f"{block.source} → {block.out}"
+    return Sheet(name, block.images, head, body, published, list(block.controls.items()), parts)
+
+
+def _published_models(block: Block) -> list[str]:
+    """Models with figures, in the order of the registered ones, others last."""
+    names = {figure.model for found in block.published.values() for figure, _ in found}
+    return [name for name in MODELS if name in names] + sorted(names - set(MODELS))
+
+
+def _figures(found: Sequence[tuple[Figure, int]]) -> str | None:
+    """`0.870 (2)`, the number that of the source."""
+    return ", ".join(f"{figure.auroc:.3f} ({number})" for figure, number in found) or None

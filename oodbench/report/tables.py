@@ -24,13 +24,20 @@ _PROVENANCE = ("seconds_per_image", "weights")
 _MORE = ("likelihood", "nonfinite", "inversion", "undertrained", "draws")
 
 
-def table(records: Sequence[Record], format: str = "table", metric: str = "auroc", rows: str = "auto") -> str:
+def table(
+    records: Sequence[Record],
+    format: str = "table",
+    metric: str = "auroc",
+    rows: str = "auto",
+    published: bool = False,
+) -> str:
     """The records as text that ends in a newline.
 
     `table`, `markdown` and `latex` show one metric ("auroc", "aupr_in", "aupr_out" or "fpr95") with its intervals, a
     block a pair, with `rows` of "detectors" (a model is a column) or "models" ("auto" by their number); several seeds
-    of one cell are averaged. `csv` (a line a record) and `json` hold every metric. Raises `OodbenchError` for an
-    unknown format, metric or kind of rows, and where these three have nothing to show.
+    of one cell are averaged; `published` adds papers' AUROCs of the same pairs and detectors. `csv` (a line a record)
+    and `json` hold every metric. Raises `OodbenchError` for an unknown format, metric or kind of rows, and where these
+    three have nothing to show.
     """
     if format not in FORMATS:
         raise OodbenchError(f"Unknown format {format!r}: there are {', '.join(FORMATS)}.")
@@ -44,7 +51,7 @@ def table(records: Sequence[Record], format: str = "table", metric: str = "auroc
         return _csv(records)
     if not records:
         raise OodbenchError("There are no results to show: make some with `oodbench run`.")
-    return _RENDERERS[format](blocks(records, metric), metric, rows)
+    return _RENDERERS[format](blocks(records, metric, published), metric, rows)
 
 
 def _csv(records: Sequence[Record]) -> str:

@@ -17,13 +17,15 @@ def _block(lines: Sheet, metric: str) -> str:
     body = [[_text(entry) for entry in line] for line in lines.body]
     # A score without a model stands in the first column, under its own headline.
     controls = [[label, _text(cell)] for label, cell in lines.controls]
-    everything = [*lines.head, *body, *controls]
+    published = [[_text(entry) for entry in line] for line in lines.published]
+    everything = [*lines.head, *body, *published, *controls]
     count = max(len(line) for line in everything)
     widths = [max(len(line[i]) for line in everything if i < len(line)) for i in range(count)]
     rule = "─" * (sum(widths) + 2 * (count - 1))
     pair, images = lines.headline
     text = [f"{pair}   {heading(metric)}   {images}", rule]
     text += _aligned(lines.head, widths) + [rule] * bool(lines.head) + _aligned(body, widths)
+    text += [rule] * bool(published) + _aligned(published, widths)
     if controls:
         text += [rule] * bool(body) + ["without a model"] + [rule] * (not body) + _aligned(controls, widths)
     return "\n".join([*text, rule])

@@ -135,6 +135,14 @@ def test_annulus_is_zero_on_the_shell_of_a_gaussian_and_large_at_its_mode() -> N
     np.testing.assert_allclose(exact, [math.sqrt(d), 0, math.sqrt(d)], atol=1e-12)
 
 
+def test_annulus_knows_that_a_surface_has_fewer_latents_than_an_image_has_numbers() -> None:
+    norms = np.array([0.0, 4.0, math.sqrt(3072)])
+    on_surface = Columns({"latent_norm": norms}, 3072, latents=16)
+    expected = [4, 0, math.sqrt(3072) - 4]
+    np.testing.assert_allclose(fitted("annulus", on_surface).score(on_surface), expected, atol=1e-12)
+    np.testing.assert_allclose(fitted("annulus", on_surface).score(on_surface.take(np.arange(3))), expected, atol=1e-12)
+
+
 def test_likelihood_ratio_of_two_gaussians_is_the_neyman_pearson_statistic() -> None:
     # log N(x; 1, 1) - log N(x; -1, 1) = 2x: the most powerful test rejects N(1, 1) for small x.
     x = np.random.default_rng(0).normal(0, 3, 100)

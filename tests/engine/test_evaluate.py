@@ -374,6 +374,14 @@ def test_columns_become_the_numbers_that_detectors_expect(tmp_path, add_statisti
     assert run(some_images(9), tmp_path, names=("array",)).columns["array"].dtype == np.float64
 
 
+def test_columns_know_of_how_many_numbers_a_latent_norm_is(tmp_path):
+    class Surface(Factorised):
+        latent_dimensions = 5
+
+    assert run(some_images(3), tmp_path, Trained(Surface())).columns.latents == 5
+    assert run(some_images(3), tmp_path).columns.latents == np.prod(SHAPE)
+
+
 def test_no_statistics_are_no_columns(tmp_path):
     images = some_images(3)
     result = evaluate([], images, identity(images), model=None, cache=tmp_path)

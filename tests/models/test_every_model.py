@@ -41,6 +41,14 @@ def test_columns_are_one_finite_float32_an_image(name):
     assert model.statistics(x[:0], noise_of(5).rows(slice(0, 0)))["log_px"].shape == (0,)
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "latent_norm" in MODELS.get(name).columns])
+def test_latent_norms_are_of_as_many_numbers_as_the_model_says(name):
+    model = tiny(name)
+    bases = getattr(model, "prior", None) or model.flow
+    assert model.latent_dimensions == sum(math.prod(shape) for shape in bases.latent_shapes)
+    assert (model.latent_dimensions < 192) == (model.likelihood is Likelihood.MANIFOLD)
+
+
 @every_model
 @torch.no_grad()
 def test_the_same_question_has_the_same_answer_in_training_mode_too(name):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy.fft import dctn
 from tiny_models import noise_of, perturb
 from torch import Tensor
 from torch.autograd.functional import jacobian
@@ -10,6 +11,7 @@ from oodbench.errors import OodbenchError
 from oodbench.models.flows.networks import MLP
 from oodbench.models.flows.transforms.autoregressive import Autoregressive
 from oodbench.models.flows.transforms.checkerboard import Checkerboard
+from oodbench.models.flows.transforms.cosine import Cosine
 from oodbench.models.flows.transforms.elementwise import Additive, Affine, Elementwise, Sigmoid
 from oodbench.models.flows.transforms.inverse import Inverse
 from oodbench.models.flows.transforms.permutation import Permutation, interleave, reverse, swap_halves
@@ -180,6 +182,37 @@ def test_checkerboard_halves_are_the_black_and_the_white_pixels():
     assert torch.equal(Checkerboard(3).inverse(Checkerboard(3)(h, noise_of(2))[0], noise_of(2)), h)
 
 
+@pytest.mark.parametrize("shape", [(4, 6, 3), (8, 8, 1), (5, 1, 2)])
+def test_the_cosine_transform_is_a_rotation_of_the_image(shape):
+    layer, noise = Cosine(shape).double(), noise_of(3)
+    h = states(3, *shape)
+    y, volume = layer(h, noise)
+    expected = torch.from_numpy(dctn(h.numpy(), axes=(1, 2, 3), norm="ortho"))
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)  # the cosines are stored in single precision
+    torch.testing.assert_close(layer.inverse(y, noise), h, rtol=0, atol=1e-13)
+    size = h[0].numel()
+    matrix = jacobian(lambda t: layer(t[None], noise_of(1))[0][0], h[0]).reshape(size, size)
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(size).double(), rtol=0, atol=1e-13)
+    assert float(volume) == 0
+    assert not layer.state_dict()
+
+
+def test_cosines_are_nearly_the_principal_components_of_a_stationary_image():
+    """Its covariance 0.9^(distance along the rows + along the columns) with 0.8 between channels becomes diagonal."""
+    rows, columns = (0.9 ** (torch.arange(n)[:, None] - torch.arange(n)).abs().double() for n in (8, 6))
+    channels = 0.2 * torch.eye(3).double() + 0.8
+    covariance = torch.kron(torch.kron(rows, columns), channels)
+    layer = Cosine((8, 6, 3)).double()
+    half = layer(covariance.reshape(-1, 8, 6, 3), noise_of(len(covariance)))[0].flatten(1)
+    after = layer(half.T.reshape(-1, 8, 6, 3), noise_of(len(covariance)))[0].flatten(1)
+
+    def lost(matrix):  # nats by which independent Gaussians are worse than the Gaussian with this covariance
+        return float(matrix.diagonal().log().sum() - torch.linalg.slogdet(matrix)[1]) / 2
+
+    assert lost(covariance) > 250
+    assert 0 < lost(after) < 0.02 * lost(covariance)
+
+
 @torch.no_grad()
 def test_a_measured_start_trusts_no_spread_far_below_the_others():
     h = states(400, 3) * torch.tensor([2.0, 0.001, 0.5]) + 7
@@ -219,6 +252,8 @@ def test_a_linear_layer_is_torchs_in_the_asked_for_precision_and_masked():
         (lambda: Permutation(torch.tensor([0, 0, 1])), "0, 0, 1"),
         (lambda: reverse(5).shape_after((4, 4, 3)), "3"),
         (lambda: Checkerboard(1).shape_after((3, 4, 1)), "3"),
+        (lambda: Cosine((4,)), "4"),
+        (lambda: Cosine((4, 4, 3)).shape_after((4, 4, 1)), "1"),
         (lambda: Inverse(OneWay()), "OneWay"),
     ],
 )

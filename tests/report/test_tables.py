@@ -9,7 +9,9 @@ import pytest
 
 from oodbench.errors import OodbenchError
 from oodbench.models.base import Likelihood
-from oodbench.report import FORMATS, table
+from oodbench.report import FORMATS, grid, table
+from oodbench.report import published as published_module
+from oodbench.report.published import Figure
 
 
 def row(text, label):
@@ -19,7 +21,7 @@ def row(text, label):
 @pytest.mark.parametrize("format", ["table", "markdown", "latex"])
 def test_numbers_stand_with_their_intervals_and_marks(records, format):
     text = table(records, format)
-    plain = re.sub(r"[*{}$^]|\\textbf|\\scriptsize ?|\\", "", text)
+    plain = re.sub(r"[*{}$^]|\\textbf|\\tiny ?|\\", "", text)
     assert "0.083 [.073, .093]" in plain
     assert "0.999 [.989, 1.000]" in plain
     assert "3.94 / 2.61" in plain
@@ -204,12 +206,13 @@ def test_with_models_as_rows_the_same_numbers_stand_elsewhere(records, format):
     across, down = (table(records, format, rows=rows) for rows in ("detectors", "models"))
     assert numbers(across) == numbers(down)
     start = "| " if format == "markdown" else ""
-    line = next(line for line in down.splitlines() if line.startswith(f"{start}glow "))
+    line = "".join(line for line in down.splitlines() if line.startswith(f"{start}glow "))  # in LaTeX a line a part
     assert "lower bound" in line
     assert "3.94 / 2.61" in line
     assert "0.083" in line
     assert "0.999" in line
-    head = next(line for line in down.splitlines() if "bits/dim" in line)
+    head = "".join(line for line in down.splitlines() if line.startswith((start or " ", "&")) and "glow" not in line)
+    assert "bits/dim" in head
     assert "likelihood" in head
     assert "typicality@10" in head
 
@@ -248,3 +251,108 @@ def test_a_density_on_a_manifold_is_shown_without_bits_and_not_ranked(make_recor
         assert "**0.950**" in text  # though the manifold's 0.960 is larger: it beats glow's column
         assert "**" not in table(records[1:2], format).split("\n\n")[1]
     assert "is not ranked" not in table(records[:1], format)
+
+
+def tabulars(text):
+    """Of the only float: a list of (head, {label: cells}) a part."""
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count(r"\caption") == 1
+    parts = []
+    for letters, body in re.findall(r"\\begin\{tabular\}\{(l+)\}(.*?)\\end\{tabular\}", text, flags=re.DOTALL):
+        head, *rows = [line.removesuffix(r" \\").split(" & ") for line in body.splitlines() if " & " in line]
+        full = [line for line in (head, *rows) if r"\multicolumn" not in line[-1]]
+        assert {len(line) for line in full} == {len(letters)}
+        parts.append((head[1:], {line[0]: line[1:] for line in rows}))
+    return parts
+
+
+@pytest.mark.parametrize("rows", ["models", "detectors"])
+@pytest.mark.parametrize("count", [1, 5, 6, 11])
+def test_latex_stacks_columns_that_would_not_fit_beside_one_another(make_record, count, rows):
+    names = [f"{'d' if rows == 'models' else 'm'}{i:02}" for i in range(count)]
+    other = "model" if rows == "models" else "detector"
+    values = {(name, label): (7 * i + j) / 100 for i, name in enumerate(names) for j, label in enumerate("abc")}
+    records = [
+        make_record(value=value, **{"model": name, "detector": name} | {other: label})
+        for (name, label), value in values.items()
+    ]
+    parts = tabulars(table([*records, make_record("control", model="none")], "latex", rows=rows))
+    facts, scores = (parts[:1], parts[1:]) if rows == "models" else ([], parts)
+    assert len(scores) == -(-count // 5)
+    assert max(len(head) for head, _ in scores) - min(len(head) for head, _ in scores) <= 1
+    assert [name for head, _ in scores for name in head] == names  # each once, in order
+    assert all(head == ["log-likelihood", "bits/dim in / out"] for head, _ in facts)
+    for head, body in scores:
+        assert [label for label in body if len(label) == 1] == ["a", "b", "c"]
+        for label in "abc":
+            assert [float(cell.removeprefix(r"\textbf{")[:5]) for cell in body[label]] == [
+                values[name, label] for name in head
+            ]
+    assert ["control" in body for _, body in parts] == [False] * (len(parts) - 1) + [True]
+
+
+FIGURES = [
+    Figure("likelihood", 1, "diffusion", 0.091, "A & B 2024"),
+    Figure("typicality", 1, "glow", 0.87, "C 2023"),
+    Figure("typicality", 10, "glow", 0.99, "A & B 2024"),
+    Figure("typicality", 5, "glow", 0.123, "D"),  # there is no such row
+    Figure("compressed_size", 1, "none", 0.456, "D"),
+    Figure("dose", 1, "glow", 0.789, "D"),
+]
+
+
+@pytest.fixture
+def published(monkeypatch):
+    monkeypatch.setattr(grid, "figures", lambda source, out: FIGURES if (source, out) == ("cifar10", "svhn") else [])
+
+
+@pytest.mark.parametrize("rows", ["detectors", "models"])
+@pytest.mark.parametrize("format", ["table", "markdown", "latex"])
+def test_published_figures_stand_beside_ours_marked_and_with_their_source(records, published, format, rows):
+    plain, text = (table(records, format, rows=rows, published=published) for published in (False, True))
+    assert "ublished" not in plain
+    assert "0.091 (1)" in text
+    assert "0.870 (2)" in text
+    assert "0.990 (1)" in text
+    assert "for others' weights and images" in text
+    assert "(1) A & B 2024. (2) C 2023." in text.replace(r"\&", "&")
+    assert not any(number in text for number in ("0.123", "0.456", "0.789"))
+    assert "glow (published)" in text if rows == "models" else "glow 0.870 (2)" in text
+    # Ours are as they were: nothing of others is averaged in, bold or an inversion.
+    ours = re.sub(r"0\.(091|870|990) \(", "", text)
+    assert sorted(re.findall(r"\d\.\d{3}", ours)) == sorted(re.findall(r"\d\.\d{3}", plain))
+    assert text.count("†") == plain.count("†")
+    assert text.count("**") == plain.count("**")
+    assert text.count(r"\textbf") == plain.count(r"\textbf")
+
+
+def test_published_figures_stand_in_the_rows_of_their_detectors(records, published):
+    text = table(records, published=True)
+    assert row(text, "likelihood").endswith("diffusion 0.091 (1)")
+    assert row(text, "typicality").endswith("glow 0.870 (2)")
+    assert row(text, "typicality@10").endswith("glow 0.990 (1)")
+    down = table(records, rows="models", published=True).splitlines()
+    head = next(line for line in down if "bits/dim" in line)
+    glow, diffusion = (next(line for line in down if line.startswith(f"{name} (pub")) for name in ("glow", "diffusion"))
+    assert glow.index("0.870") == head.index("typicality ")
+    assert glow.index("0.990") == head.index("typicality@10")
+    assert diffusion.index("0.091") == head.index("  likelihood") + 2
+
+
+def test_published_figures_are_aurocs_and_in_no_record(records, published):
+    assert table(records, metric="fpr95", published=True) == table(records, metric="fpr95")
+    for format in ("csv", "json"):
+        assert table(records, format, published=True) == table(records, format)
+
+
+def test_the_published_figures_that_we_ship_are_probabilities_with_a_source(make_record):
+    shipped = [figure for pair in published_module._all().values() for figure in pair]
+    assert len(shipped) > 70
+    for figure in shipped:
+        assert 0 <= figure.auroc <= 1
+        assert figure.group_size >= 1
+        assert figure.source
+        assert figure.model
+    found = {(f.detector, f.model): f.auroc for f in published_module.figures("cifar10", "svhn") if f.group_size == 1}
+    assert found["likelihood", "cnf"] == 0.105
+    assert published_module.figures("svhn", "nothing") == []
+    assert "glow 0.870 (" in table([make_record("typicality", 0.8)], published=True)

@@ -137,13 +137,14 @@ class ImageFlow(DensityModel):
 class VectorFlow(ImageFlow):
     """A flow on vectors, and on images through the logits of their flattened pixels (Papamakarios et al. 2017).
 
-    A subclass defines `layers_on`: the layers on vectors of any length, which a two-step model puts on its latents.
+    A subclass defines `layers_on`: the layers on vectors of any length, which a two-step model puts on its latents. It
+    may name others, `on_images`, for the logits while they still are images.
     """
 
-    def __init__(self, shape: tuple[int, int, int], **config: Any) -> None:
+    def __init__(self, shape: tuple[int, int, int], on_images: Iterable[Transform] = (), /, **config: Any) -> None:
         channels, height, width = shape
-        pixels = (height, width, channels)
-        super().__init__(shape, [Flatten(pixels), Logit(), *self.layers_on(channels * height * width, **config)])
+        layers = self.layers_on(channels * height * width, **config)
+        super().__init__(shape, [Logit(), *on_images, Flatten((height, width, channels)), *layers])
 
     @classmethod
     def layers_on(cls, dimensions: int, *args: Any, **config: Any) -> Iterable[Transform]:

@@ -64,6 +64,10 @@ class EmbeddedModel(DensityModel):
         self.latents, self.weight = latents, weight
         self.prior = latent_flow(latents, prior, prior_config)
 
+    @property
+    def latent_dimensions(self) -> int:
+        return self.latents
+
     def encode(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """uint8 (B, C, H, W) -> (pixels (B, D) on the embedding's scale, z = g+(pixels) (B, d))."""
         raise NotImplementedError

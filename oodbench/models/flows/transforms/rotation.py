@@ -8,7 +8,7 @@ from oodbench.models.flows.transforms.base import Transform
 from oodbench.models.nn import folded
 from oodbench.models.noise import Noise
 
-__all__ = ["Rotation"]
+__all__ = ["Rotation", "orthogonal"]
 
 
 class Rotation(Transform):
@@ -23,12 +23,17 @@ class Rotation(Transform):
 
     @folded
     def rotation(self) -> Tensor:
-        """Q (C, C): the stored matrix after a Newton step to the orthogonality that rounding took from it."""
-        identity = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device)
-        return self.matrix @ (1.5 * identity - 0.5 * self.matrix.T @ self.matrix)
+        """Q (C, C)."""
+        return orthogonal(self.matrix)
 
     def forward(self, h: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         return F.linear(h, self.rotation()), h.new_zeros(())
 
     def inverse(self, y: Tensor, noise: Noise) -> Tensor:
         return F.linear(y, self.rotation().T)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """A stored matrix (n, n) after a Newton step to the orthogonality that rounding to float32 took from it."""
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return matrix @ (1.5 * identity - 0.5 * matrix.T @ matrix)
