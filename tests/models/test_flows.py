@@ -344,7 +344,7 @@ def test_nice_whitens_colour_images_and_others_where_told_so(channels, by_defaul
     x, noise = smooth_images(2000, (channels, 8, 8)), noise_of(2000)
     correlation = {}
     for config in ({}, {"whiten": True}, {"whiten": False}):
-        model = MODELS.get("nice")((channels, 8, 8), **CONFIGS["nice"], **config).double()
+        model = MODELS.get("nice")((channels, 8, 8), **CONFIGS["nice"], base="normal", **config).double()
         assert any(isinstance(e, Cosine) for e in model.flow.layers) == config.get("whiten", by_default)
         model.initialise(x, noise)  # the couplings start as the identity
         (latents,), _ = model.flow(model.dequantise(x, noise), noise)

@@ -1,5 +1,7 @@
 """The layers of flows, each by its own mathematics."""
 
+import math
+
 import pytest
 import torch
 from scipy.fft import dctn
@@ -14,6 +16,7 @@ from oodbench.models.flows.transforms.checkerboard import Checkerboard
 from oodbench.models.flows.transforms.cosine import Cosine
 from oodbench.models.flows.transforms.elementwise import Additive, Affine, Elementwise, Sigmoid
 from oodbench.models.flows.transforms.inverse import Inverse
+from oodbench.models.flows.transforms.logistic import LogisticToNormal
 from oodbench.models.flows.transforms.permutation import Permutation, interleave, reverse, swap_halves
 from oodbench.models.flows.transforms.prior import Standardise
 from oodbench.models.flows.transforms.spline import RationalQuadratic
@@ -267,3 +270,31 @@ class OneWay(Squeeze):
     """A layer that declares no inverse."""
 
     bijective = False
+
+
+def test_a_logistic_base_has_the_logistic_density_and_its_inverse():
+    from scipy.stats import logistic
+
+    h = torch.cat([torch.linspace(-50, 50, 401), torch.tensor([0.0, 59.9, 60.1, -700.0, 1e5])]).double()[:, None]
+    h.requires_grad_()
+    layer, noise = LogisticToNormal(), noise_of(len(h))
+    z, volume = layer(h, noise)
+    log_normal = -0.5 * (z[:, 0].square() + math.log(2 * math.pi))
+    expected = torch.from_numpy(logistic(scale=math.sqrt(3) / math.pi).logpdf(h.detach()[:, 0].numpy()))
+    torch.testing.assert_close((log_normal + volume).detach(), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(layer.inverse(z, noise), h, rtol=1e-9, atol=1e-9)
+    (slope,) = torch.autograd.grad(z.sum(), h, retain_graph=True)
+    torch.testing.assert_close(slope[:, 0].log(), volume.detach(), rtol=1e-7, atol=1e-7)
+    (gradient,) = torch.autograd.grad((log_normal + volume).sum(), h)
+    c = math.pi / math.sqrt(3)
+    torch.testing.assert_close(gradient, -c * (c * h / 2).tanh(), rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_logistic_base_is_finite_and_monotone_in_single_precision():
+    h = torch.linspace(-300, 300, 6001)[:, None]
+    z, volume = LogisticToNormal()(h, noise_of(len(h)))
+    assert z.isfinite().all()
+    assert volume.isfinite().all()
+    assert (z[:, 0].diff() > 0).all()
+    torch.testing.assert_close(LogisticToNormal().inverse(z, noise_of(len(h))), h, rtol=2e-5, atol=2e-5)
