@@ -2,8 +2,8 @@
 
 import copy
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,10 @@ from oodbench.errors import OodbenchError
 from oodbench.models.base import DensityModel
 from oodbench.models.nn import folded
 from oodbench.models.noise import Noise
-from oodbench.models.vae.latent import LatentModel, importance_weighted_members
+from oodbench.models.vae.latent import DECODER_ROWS, LatentModel, importance_weighted_members
+from oodbench.models.vae.networks import DenseDecoder, DenseDecoders
+from oodbench.models.vae.observations import Observation
+from oodbench.models.vae.vae import VAE
 from oodbench.registry import MODELS
 
 if TYPE_CHECKING:
@@ -95,8 +98,17 @@ class WeightPosterior(DensityModel):
         models = self.models()
         first = models[0]
         if self.part == "decoder" and isinstance(first, LatentModel):
-            return importance_weighted_members(models, x, noise, first.draws)  # type: ignore[arg-type]
+            return importance_weighted_members(first, self.decoders(), x, noise, first.draws)
         return torch.stack([model.log_prob(x, noise) for model in models], 1)
+
+    @folded
+    def decoders(self) -> list[Callable[[Tensor, Tensor], Tensor]]:
+        """(x, z) -> log P(x | z, theta_m) (m, B): one each of convolutions, all fully connected ones at once."""
+        models = cast("list[LatentModel]", self.models())
+        first = models[0]
+        if isinstance(first, VAE) and isinstance(first.decoder, DenseDecoder):
+            return [_together(first.pixel, DenseDecoders([cast(VAE, model).decoder for model in models]), len(models))]
+        return [_alone(model) for model in models]
 
     def statistics(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
         of_members = self.log_px_members(x, noise)
@@ -145,6 +157,22 @@ class WeightPosterior(DensityModel):
     def after_step(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
         """Called when `step` updates are done: keeps members, all of them by the last."""
         raise NotImplementedError(f"{type(self).__name__} must define after_step().")
+
+
+def _alone(model: LatentModel) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, z: model.log_px_given_z(x, z)[None]
+
+
+def _together(pixel: Observation, decoders: DenseDecoders, members: int) -> Callable[[Tensor, Tensor], Tensor]:
+    def log_px_given_z(x: Tensor, z: Tensor) -> Tensor:
+        most, found = max(1, DECODER_ROWS // len(z)), []  # members at a time: bounds memory whatever M is
+        for first in range(0, members, most):
+            parameters = decoders(z, slice(first, first + most))
+            repeated = x.expand(len(parameters), *x.shape).flatten(0, 1)
+            found.append(pixel.log_prob(repeated, parameters.flatten(0, 1)).reshape(-1, len(z)))
+        return torch.cat(found)
+
+    return log_px_given_z
 
 
 def _key(name: str) -> str:

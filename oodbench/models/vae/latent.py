@@ -6,7 +6,7 @@
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -119,17 +119,22 @@ def importance_weighted(model: LatentModel, x: Tensor, noise: Noise, draws: int)
     }
 
 
-def importance_weighted_members(models: Sequence[LatentModel], x: Tensor, noise: Noise, draws: int) -> Tensor:
-    """log P(x | theta_m) (B, M) in nats of models that share prior and encoder: the same draws for all decoders.
+def importance_weighted_members(
+    model: LatentModel,
+    decoders: Sequence[Callable[[Tensor, Tensor], Tensor]],
+    x: Tensor,
+    noise: Noise,
+    draws: int,
+) -> Tensor:
+    """log P(x | theta_m) (B, M) in nats; each of `decoders` gives log P(x | z, theta_m) (m, B) of some members.
 
-    They are the first model's; its posterior is a valid proposal for every other, too.
+    Encoder, prior and draws are the model's: a posterior that its own decoder shaped is a valid proposal for all.
     """
-    first = models[0]
     log_weights = []
-    for repeated, z, log_ratio in _draws(first, first.posterior(x, noise), x, noise, draws):
-        of_members = [model.log_px_given_z(repeated, z).reshape(log_ratio.shape) for model in models]
-        log_weights.append(torch.stack(of_members, 2) + log_ratio[:, :, None])
-    return torch.logsumexp(torch.cat(log_weights, 1), 1) - math.log(draws)
+    for repeated, z, log_ratio in _draws(model, model.posterior(x, noise), x, noise, draws):
+        of_members = torch.cat([decoder(repeated, z) for decoder in decoders])
+        log_weights.append(of_members.reshape(-1, *log_ratio.shape) + log_ratio)
+    return torch.logsumexp(torch.cat(log_weights, 2), 2).T - math.log(draws)
 
 
 def _draws(

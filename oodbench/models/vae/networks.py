@@ -5,6 +5,7 @@ vector, which posteriors with structure need.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from oodbench.models import networks as images
 from oodbench.models.nn import Convolution
 from oodbench.models.vae.observations import Observation
 
-__all__ = ["PATCH", "Principal", "build", "probabilistic_pca"]
+__all__ = ["PATCH", "DenseDecoder", "DenseDecoders", "Principal", "build", "probabilistic_pca"]
 
 PATCH = 4  # pixels a side that one place of latent maps stands for
 
@@ -205,6 +206,27 @@ class DenseDecoder(_FromVector):
         return out.reshape(-1, *self.image)
 
 
+class DenseDecoders:
+    """Decoders of one size whose weights are stacked, run at once: products of all where one leaves the cores idle."""
+
+    def __init__(self, decoders: Sequence[DenseDecoder]) -> None:
+        self.image = decoders[0].image
+        self.linear = _stack([decoder.linear for decoder in decoders])
+        self.layers = [
+            _stack([cast(images.Linear, decoder.layers[place]) for decoder in decoders])
+            for place in range(0, len(decoders[0].layers), 2)
+        ]
+
+    def __call__(self, z: Tensor, members: slice) -> Tensor:
+        """(B, latents) -> (m, B, outputs, H, W), of so many of the decoders."""
+        weight, bias = self.linear
+        x = z.to(weight.dtype).expand(len(weight[members]), *z.shape)
+        out = torch.baddbmm(bias[members], x, weight[members]).to(z.dtype)
+        for place, (weight, bias) in enumerate(self.layers):
+            x = torch.baddbmm(bias[members], x.relu_() if place else x, weight[members])
+        return (out + x).reshape(*x.shape[:2], *self.image)
+
+
 class ConvolutionalEncoder(_Vector, images.ImageEncoder):
     """(B, C, H, W) -> (B, outputs): a linear map plus strided convolutions."""
 
@@ -239,6 +261,12 @@ def build(
     latent_shape = (latents, height // PATCH, width // PATCH) if network == "maps" else (latents,)
     encoder, decoder = _NETWORKS[network]
     return latent_shape, encoder(shape, hidden, outputs), decoder(shape, hidden, latents, pixel)
+
+
+def _stack(layers: Sequence[images.Linear]) -> tuple[Tensor, Tensor]:
+    """Weights (M, inputs, outputs) and biases (M, 1, outputs) in the network dtype."""
+    weights, biases = zip(*(layer.parameters_now() for layer in layers), strict=True)
+    return torch.stack(weights).transpose(1, 2), torch.stack(biases)[:, None]
 
 
 def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
