@@ -202,6 +202,18 @@ MODELS: ModelRegistry = ModelRegistry(
         ),
         "vae": ("oodbench.models.vae.vae:VAE", "Convolutional VAE, discretised-logistic decoder, K importance draws"),
         "vae-mlp": ("oodbench.models.vae.vae:DenseVAE", "Fully connected VAE on one vector of latents"),
+        "nf-vae": (
+            "oodbench.models.vae.nf:NormalizingFlowVAE",
+            "VAE with a planar, radial or Householder posterior (Rezende & Mohamed 2015, Tomczak & Welling 2016)",
+        ),
+        "iaf-vae": (
+            "oodbench.models.vae.iaf:InverseAutoregressiveVAE",
+            "VAE whose posterior an inverse autoregressive flow refines (Kingma et al. 2016)",
+        ),
+        "svae": (
+            "oodbench.models.vae.spherical:SphericalVAE",
+            "VAE with von Mises-Fisher posteriors on a sphere (Davidson et al. 2018)",
+        ),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",
             "Gated PixelCNN with a 256-way softmax (van den Oord et al. 2016)",

@@ -16,7 +16,8 @@ from oodbench.pretrained import load_model, save_model
 from oodbench.registry import MODELS
 
 every_model = pytest.mark.parametrize("name", CONFIGS)
-SURROGATES = {"rectangular", "two-step"}  # their losses' gradients are on purpose not the losses': see their own tests
+# Their losses' gradients are on purpose not the losses': see their own tests.
+SURROGATES = {"rectangular", "two-step", "svae"}
 
 
 def test_every_built_in_model_is_tested_here():
@@ -171,6 +172,15 @@ def plain(config: dict[str, Any]) -> list[Any]:
         ("vae", (1, 6, 8), {}),
         ("vae", (3, 8, 9), {}),
         ("vae", (3, 8, 8), {"draws": 0}),
+        ("nf-vae", (1, 8, 8), {"flow": "sylvester", "steps": 8}),
+        ("nf-vae", (1, 8, 8), {"steps": 0}),
+        ("nf-vae", (1, 8, 8), {"context": 0}),
+        ("nf-vae", (1, 8, 8), {"latents": 0}),
+        ("iaf-vae", (1, 8, 8), {"steps": 0}),
+        ("iaf-vae", (1, 8, 8), {"context": 0}),
+        ("iaf-vae", (1, 8, 8), {"width": 0}),
+        ("svae", (1, 8, 8), {"latents": 21}),
+        ("svae", (1, 8, 8), {"latents": 1}),
         ("pixelcnn", (3, 8, 8), {"filters": 2}),
         ("pixelcnn", (3, 8, 8), {"layers": 0}),
         ("pixelcnn++", (3, 6, 8), {}),

@@ -22,7 +22,8 @@ class VAE(LatentModel):
     `network` is "maps" (`latents` maps of a quarter of the image's side), "convolutional" or "dense" (`latents`
     numbers); `hidden` its width; `observation` is "logistic" (a mixture of `mixtures` discretised logistics a pixel),
     "categorical" or "bernoulli" (of the image at one bit a number: never ranked beside 8-bit ones). Its kin subclass it
-    and change posterior, prior or decoder.
+    and change posterior, prior or decoder; they set `outputs`, how many numbers or maps the encoder gives, where it is
+    not a mean and a log-variance a latent.
     """
 
     def __init__(
@@ -36,18 +37,26 @@ class VAE(LatentModel):
         observation: str = "logistic",
         free_bits: float = 0.0,
         warm_up: float = 0.0,
+        outputs: int | None = None,
     ) -> None:
         super().__init__(shape, draws, free_bits, warm_up)
         self.pixel = observation_of(observation, shape[0], mixtures)
         if self.pixel.binary:
             self.likelihood = Likelihood.BINARISED
         self.latents = latents
-        self.latent_shape, self.encoder, self.decoder = build(network, shape, latents, hidden, 2 * latents, self.pixel)
+        if outputs is None:
+            outputs = 2 * latents
+        self.latent_shape, self.encoder, self.decoder = build(network, shape, latents, hidden, outputs, self.pixel)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, C, H, W) -> mean and standard deviation (B, *latent_shape) that the encoder gives."""
-        mean, log_variance = self.encoder(self.values(x)).chunk(2, 1)
-        return mean, torch.exp(0.5 * log_variance.clamp(-14, 6))
+        return self.encode_with_context(x)[:2]
+
+    def encode_with_context(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `encode`, and what numbers (B, outputs - 2 * latents, ...) the encoder gives besides."""
+        out = self.encoder(self.values(x))
+        mean, log_variance, context = out.tensor_split([self.latents, 2 * self.latents], 1)
+        return mean, torch.exp(0.5 * log_variance.clamp(-14, 6)), context
 
     def values(self, x: Tensor) -> Tensor:
         """uint8 -> -1 ... 1, as encoders see images; binarised where the likelihood is."""
