@@ -130,6 +130,10 @@ MODELS: Registry[Any] = Registry(
         ),
         "vae": ("oodbench.models.vae.vae:VAE", "Convolutional VAE, discretised-logistic decoder, K importance draws"),
         "vae-mlp": ("oodbench.models.vae.vae:DenseVAE", "Fully connected VAE on one vector of latents"),
+        "vlae": (
+            "oodbench.models.vae.vlae:VLAE",
+            "VAE with a full-covariance Laplace posterior at the mode (Park et al. 2019)",
+        ),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",
             "Gated PixelCNN with a 256-way softmax (van den Oord et al. 2016)",
