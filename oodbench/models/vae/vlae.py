@@ -18,7 +18,7 @@ _IMAGES = 64  # whose Jacobians are held at a time
 
 
 class VLAE(DenseVAE):
-    """q(z | x) = N(m, A^-1), with A = J' C J + I at the m that `updates` damped Newton steps from the encoder's mean reach:
+    """q(z | x) = N(m, A^-1), A = J' C J + I at the m where `updates` Newton steps from the encoder's mean end:
 
         z <- z + a A^-1 (J' g - z),    a = `step`
 
@@ -69,7 +69,7 @@ class VLAE(DenseVAE):
     def _laplace(self, x: Tensor) -> FullGaussian:
         if len(x) <= _IMAGES:
             return FullGaussian(*self.search(x))
-        means, factors = zip(*(self.search(part) for part in x.split(_IMAGES)), strict=True)
+        means, factors = zip(*(self.search(part) for part in torch.split(x, _IMAGES)), strict=True)
         return FullGaussian(torch.cat(means), torch.cat(factors))
 
     def search(self, x: Tensor) -> tuple[Tensor, Tensor]:
