@@ -214,6 +214,10 @@ MODELS: ModelRegistry = ModelRegistry(
             "oodbench.models.vae.spherical:SphericalVAE",
             "VAE with von Mises-Fisher posteriors on a sphere (Davidson et al. 2018)",
         ),
+        "vlae": (
+            "oodbench.models.vae.vlae:VLAE",
+            "VAE with a full-covariance Laplace posterior at the mode (Park et al. 2019)",
+        ),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",
             "Gated PixelCNN with a 256-way softmax (van den Oord et al. 2016)",

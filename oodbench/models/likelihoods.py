@@ -16,6 +16,7 @@ from oodbench.models.nn import Convolution
 from oodbench.models.noise import Noise
 
 __all__ = [
+    "logistic_expansion",
     "logistic_mixture_channels",
     "logistic_mixture_head",
     "logistic_mixture_log_prob",
@@ -77,6 +78,37 @@ def logistic_mixture_log_prob(x: Tensor, parameters: Tensor, mixtures: int) -> T
     if mixtures == 1:
         return per_component.sum((1, 2, 3))
     return torch.logsumexp(per_component + F.log_softmax(logits, -1), -1).sum((1, 2))
+
+
+def logistic_expansion(x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """First and second derivatives of log P(x) in the means and log-scales of one component, for Newton's method.
+
+    Of uint8 images (B, C, H, W) and parameters (B, logistic_mixture_channels(C, 1), H, W); two of (B, 2 C, H, W), the
+    means' first: the slope, and the curvature -d^2 log P. Means always curve downwards (logistics are log-concave);
+    where a log-scale does not, or where it is held at its least, 0 stands for its curvature.
+    """
+    _, means, log_scales, coefficients = _unpack(parameters, x.shape[1], 1)
+    byte = x.permute(0, 2, 3, 1)[..., None]
+    value = byte.to(parameters.dtype) / 127.5 - 1
+    centred = value - _coupled(means, coefficients, value)
+    inverse_scale = torch.exp(-log_scales)
+    upper, lower = (centred + _HALF_BIN) * inverse_scale, (centred - _HALF_BIN) * inverse_scale
+    first, last = byte == 0, byte == 255
+    above, below = torch.sigmoid(-upper).masked_fill(last, 0.0), torch.sigmoid(lower).masked_fill(first, 0.0)
+    width = 2 * _HALF_BIN * inverse_scale
+    inside = (width / torch.expm1(width)).masked_fill(first | last, 0.0)  # -d/d log-scale of log(1 - exp(-width))
+    spread_above, spread_below = above * (1 - above), below * (1 - below)
+    slope_scale = lower * below - upper * above - inside
+    curvature_scale = (
+        upper.square() * spread_above + lower.square() * spread_below
+        - upper * above + lower * below + inside * (width + inside - 1)
+    )  # fmt: skip
+    free = log_scales > _MIN_LOG_SCALE
+    slope = torch.cat([(below - above) * inverse_scale, slope_scale * free], -2)
+    curvature = torch.cat(
+        [(spread_above + spread_below) * inverse_scale.square(), curvature_scale.clamp_min(0) * free], -2
+    )
+    return slope[..., 0].permute(0, 3, 1, 2), curvature[..., 0].permute(0, 3, 1, 2)
 
 
 def logistic_mixture_mean(parameters: Tensor, channels: int, mixtures: int) -> Tensor:
