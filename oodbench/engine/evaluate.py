@@ -38,6 +38,7 @@ SECONDS_BETWEEN_CHUNKS = 10.0  # what a killed evaluation loses at most
 class Evaluation:
     """Columns of all images, in their order, and what they cost."""
 
+    images: "Images"
     columns: Columns
     seconds_per_image: float | None  # as measured when they were computed, now or earlier; without reading images
     computed: int  # images for which something was computed now; the rest was cached
@@ -106,7 +107,7 @@ def evaluate(
             print(f"oodbench: {title}: {name} is not finite for {bad} of {len(column)} images.", file=sys.stderr)
     dimensions = math.prod(adaptation.domain.shape)
     seconds = sum(float(chunk.seconds.mean()) for chunk in taken) if taken else None
-    return Evaluation(Columns({name: values[name] for name in statistics}, dimensions), seconds, len(todo))
+    return Evaluation(images, Columns({name: values[name] for name in statistics}, dimensions), seconds, len(todo))
 
 
 def _compute(

@@ -42,6 +42,7 @@ def random_columns(rows: int, seed: int) -> Columns:
     values |= {name: random.normal(size=rows) for name in ("log_pz", "log_det", "attention_margin")}
     values |= {"attention_encoding": random.normal(size=(rows, 32))}
     values |= {name: 9 * random.random(rows) for name in ("latent_norm", "complexity_bits", "total_variation")}
+    values |= {"regret": 50 * random.random(rows)}
     return Columns(values | {"pixels": random.integers(0, 256, (rows, D), dtype=np.uint8)}, D)
 
 
