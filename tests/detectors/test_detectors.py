@@ -50,7 +50,7 @@ def test_the_promised_detectors_are_there() -> None:
     assert set(BUILTIN) == {
         "likelihood", "typicality", "input_complexity", "likelihood_ratio", "annulus",
         "compressed_size", "total_variation", "pixel_knn",
-        "latent_likelihood", "volume", "inflow", "inflow_published",
+        "latent_likelihood", "volume", "inflow", "inflow_published", "likelihood_regret",
     }  # fmt: skip
 
 
