@@ -100,15 +100,14 @@ def trials(
 def _record(trial: Trial, out: str, scored: Scored, *, old: list[Record], how: How) -> Record:
     """What one detector came to on one pair; metrics of scores that were measured before are taken over."""
     model = trial.contender.model
-    outside = next(images for images in trial.outs if images.name == out)
-    inside_columns, outside_columns = (trial.evaluations[n].columns for n in (trial.test.name, out))
+    inside, outside = scored.inside, scored.outside
     measured = b"|".join([str(METRICS_VERSION).encode(), scored.score_in.tobytes(), scored.score_out.tobytes()])
     scores_hash = hashlib.sha256(measured).hexdigest()[:16]
     known = [r for r in old if r["provenance"].get("scores") == scores_hash and r["seed"] == how.seed]
     metrics = known[0]["metrics"] if known else evaluate_scores(scored.score_in, scored.score_out, seed=how.seed)
     bits = {
         side: float(bits_per_dim(columns["log_px"].mean(dtype=np.float64), columns.dimensions))
-        for side, columns in (("in", inside_columns), ("out", outside_columns))
+        for side, columns in (("in", inside.columns), ("out", outside.columns))
         if "log_px" in columns and model and has_bits(model.module.likelihood)
     }
     return {
@@ -134,7 +133,7 @@ def _record(trial: Trial, out: str, scored: Scored, *, old: list[Record], how: H
         "provenance": {
             "weights": model.weights if model else None,
             "background": trial.contender.background.weights if trial.contender.background else None,
-            "data": {"in": trial.test.fingerprint, "out": outside.fingerprint},
+            "data": {"in": trial.test.fingerprint, "out": outside.images.fingerprint},
             "adaptation": {n: trial.adaptations[n].describe() for n in (trial.test.name, out)},
             "limit": how.limit,
             "precision": how.precision,
@@ -144,21 +143,27 @@ def _record(trial: Trial, out: str, scored: Scored, *, old: list[Record], how: H
             "versions": versions(),
             **commit(),
             "device": device_name(how.device),
-            "seconds_per_image": trial.evaluations[out].seconds_per_image,
+            "seconds_per_image": outside.seconds_per_image,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     }
 
 
 def _write_scores(trial: Trial, folder: Path, out: str, scored: list[Scored], seed: int) -> None:
-    """`<out>.csv` in the contender's folder, or `<out>-seed1.csv`: an image a row: set, index there, every score."""
+    """`<out>.csv` in the contender's folder, or `<out>-seed1.csv`: an image a row: set, index there, every score.
+
+    A detector that took a subset has empty cells elsewhere.
+    """
     import pandas as pd
 
-    outside = next(images for images in trial.outs if images.name == out)
+    single = [one for one in scored if one.group_size == 1]
+    scores_in = {one.detector: pd.Series(one.score_in, one.inside.images.index) for one in single}
+    scores_out = {one.detector: pd.Series(one.score_out, one.outside.images.index) for one in single}
     sides = []
-    for images, field in ((trial.test, "score_in"), (outside, "score_out")):
-        columns = {one.detector: getattr(one, field) for one in scored if one.group_size == 1}
-        sides.append(pd.DataFrame({"set": images.name, "index": images.index, **columns}))
+    for images, columns in ((trial.test.name, scores_in), (out, scores_out)):
+        side = pd.DataFrame(columns).rename_axis("index").reset_index()
+        side.insert(0, "set", images)
+        sides.append(side)
     name = safe_name(out) + (f"-seed{seed}" if seed else "")
     path = trial.contender.folder(folder, trial.test.name) / f"{name}.csv"
     with write_atomically(path) as file:

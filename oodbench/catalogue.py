@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from oodbench.detector import EVERY_COLUMN
 from oodbench.files import cache_dir
 from oodbench.plugins import load_plugins, loaded
 from oodbench.provenance import installed_version
@@ -45,10 +46,14 @@ def _detectors() -> list[Row]:
             "needs": list(DETECTORS.get(name).needs),
             "groups": list(DETECTORS.get(name).group_sizes),
             "from": DETECTORS.origin_of(name),
-            "what": DETECTORS.summary(name),
+            "what": DETECTORS.summary(name) + _cost(DETECTORS.get(name).most_images),
         }
         for name in sorted(DETECTORS)
     ]
+
+
+def _cost(most_images: int | None) -> str:
+    return "" if most_images is None else f" (only when named, on {most_images:,} images a set)"
 
 
 def _datasets(data_root: Path | None) -> list[Row]:
@@ -69,7 +74,7 @@ def _statistics() -> list[Row]:
         for name in STATISTICS
     }
     for detector in DETECTORS:
-        for need in DETECTORS.get(detector).needs:
+        for need in set(DETECTORS.get(detector).needs) - {EVERY_COLUMN}:
             what = "A column of the model's forward pass" + (", of its companion" if "@" in need else "")
             rows.setdefault(need, {"name": need, "needs": "a model", "from": "oodbench", "what": what})
     return [rows[name] for name in sorted(rows)]

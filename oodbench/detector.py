@@ -1,12 +1,14 @@
 """What a detector is, and the columns it reads."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
-__all__ = ["Columns", "Detector"]
+__all__ = ["EVERY_COLUMN", "Columns", "Detector"]
+
+EVERY_COLUMN = "*"  # among a detector's needs: all that the model's forward pass gives, whichever model it is
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Columns(Mapping[str, np.ndarray]):
         column = self[name]
         return column.reshape(-1, self.group_size, *column.shape[1:])
 
+    def only(self, names: Iterable[str]) -> "Columns":
+        """The columns of these names."""
+        return replace(self, arrays={name: self[name] for name in names})
+
     def take(self, rows: np.ndarray, group_size: int = 1) -> "Columns":
         """The columns of `rows`, in that order, as groups of `group_size`."""
         taken = {name: column[rows] for name, column in self.arrays.items()}
@@ -51,12 +57,15 @@ class Detector:
 
     To add one: subclass, name the columns in `needs`, write `score`, decorate with `@register.detector("name")`.
     `fit` sees the in-distribution validation images' columns (ungrouped) and nothing else. A column `log_px@background`
-    is `log_px` of the companion model that was trained on mutated images. The first line of the docstring says the
-    formula; it is what `oodbench list detectors` shows.
+    is `log_px` of the companion model that was trained on mutated images; `EVERY_COLUMN` stands for all columns of the
+    model's forward pass. `fit` and `score` get what was named and nothing else. The first line of the docstring says
+    the formula; it is what `oodbench list detectors` shows.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     group_sizes: ClassVar[tuple[int, ...]] = (1,)  # every size is scored and recorded apart
+    # Of what costs seconds an image: it runs only when named, on a seeded subset of so many images of every set.
+    most_images: ClassVar[int | None] = None
 
     def fit(self, validation: Columns) -> None:
         """Learns from in-distribution images that the model did not train on; by default there is nothing to learn."""

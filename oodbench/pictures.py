@@ -38,9 +38,10 @@ def plot(
         name = trial.contender.name
         stem = trial.contender.folder(results, trial.test.name) / safe_name(other)
         title = f"{name if trial.contender.model else 'model-free controls'}, {trial.test.name} against {other}"
-        sides = {n: trial.evaluations[n].columns for n in (trial.test.name, other)}
+        fullest = scored[0] if scored else None
+        sides = {trial.test.name: fullest.inside.columns, other: fullest.outside.columns} if fullest else {}
         model = trial.contender.model
-        if model and all("log_px" in columns for columns in sides.values()):
+        if model and sides and all("log_px" in columns for columns in sides.values()):
             if has_bits(model.module.likelihood):
                 kind, label = "bits", "bits/dim"
                 values = {n: bits_per_dim(columns["log_px"], columns.dimensions) for n, columns in sides.items()}

@@ -34,7 +34,7 @@ def score_images(
     `image` is the file of a folder's image, as a path in it, else the image's index. `percentile` is the share of
     validation images with a smaller or equal score, in percent; `p_value` is the conformal
     (1 + #{validation scores >= score}) / (1 + n): small means unlike the in-distribution images. The keywords are the
-    fields of `How`; `limit` holds for the user's images only.
+    fields of `How`; `limit` holds for the user's images only. A detector that costs seconds an image scores a subset.
     """
     import pandas as pd
 
@@ -53,8 +53,9 @@ def score_images(
             reference = np.sort(one.score_in)
             below = np.searchsorted(reference, one.score_out, "left")
             up_to = np.searchsorted(reference, one.score_out, "right")
+            scored_images = one.outside.images
             table = {
-                "image": users.index if users.names is None else users.names,
+                "image": scored_images.index if scored_images.names is None else scored_images.names,
                 "model": trial.contender.name,
                 "detector": one.detector,
                 "score": one.score_out,

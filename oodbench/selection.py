@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.data import Images
-from oodbench.detector import Detector
+from oodbench.detector import EVERY_COLUMN, Detector
 from oodbench.errors import OodbenchError
 from oodbench.how import How
 from oodbench.pretrained import TrainedModel, available_models, load_model
 from oodbench.records import folder_of
 from oodbench.registry import DETECTORS, MODELS, POSTERIORS, STATISTICS
 
-__all__ = ["BACKGROUND", "Contender", "check_names", "contenders", "pairs", "tell_skipped"]
+__all__ = ["BACKGROUND", "Contender", "check_names", "contenders", "needs_of", "pairs", "tell_skipped"]
 
 BACKGROUND = "@background"  # `log_px@background` is the column `log_px` of the companion model
 
@@ -90,7 +90,8 @@ def _typo(name: str) -> str | None:
     if origin == "oodbench" or not suspects:
         return None
     classes = [*(MODELS.get(model) for model in MODELS), *(POSTERIORS.get(posterior) for posterior in POSTERIORS)]
-    known = {*STATISTICS, *(column for each in classes for column in getattr(each, "columns", ()))}
+    of_models = (column for each in classes for column in getattr(each, "columns", ()))
+    known = {EVERY_COLUMN, *STATISTICS, *of_models}
     wrong = [need for need in suspects if need.removesuffix(BACKGROUND) not in known]
     if not wrong:
         return None
@@ -104,10 +105,11 @@ def contenders(
 ) -> list[Contender]:
     """Every model asked for (default: all with weights for these in-distribution images) and what applies to it.
 
-    A named model without weights is trained first. A plugin's model that cannot be built or trained is named on stderr
+    Unless detectors are named, those that cost seconds an image are left out. A named model without weights is trained
+    first. A plugin's model that cannot be built or trained is named on stderr
     and left out. A named detector that applies to no model is an `OodbenchError`.
     """
-    wanted = tuple(detectors or DETECTORS)
+    wanted = tuple(detectors or (name for name in DETECTORS if _detector(name).most_images is None))
     controls = tuple(name for name in wanted if _is_control(name))
     rest = [name for name in wanted if name not in controls]
     trained = []
@@ -187,10 +189,19 @@ def _contender(model: TrainedModel, detectors: Sequence[str], weights: Path | No
 
     def there(need: str) -> bool:
         own, companion = need.removesuffix(BACKGROUND), need.endswith(BACKGROUND)
-        return (own in model.module.columns or own in STATISTICS) and (background is not None or not companion)
+        if companion and background is None:
+            return False
+        return own in model.module.columns or (own in STATISTICS and STATISTICS.get(own).applies(model.module))
 
-    applying = tuple(name for name in detectors if all(there(need) for need in _detector(name).needs))
+    applying = tuple(name for name in detectors if all(there(need) for need in needs_of(name, model)))
     return Contender(model, background, applying)
+
+
+def needs_of(detector: str, model: TrainedModel | None) -> tuple[str, ...]:
+    """The columns that a detector reads where it is run on this model."""
+    forward = model.module.columns if model else ()
+    needs = [forward if need == EVERY_COLUMN else (need,) for need in _detector(detector).needs]
+    return tuple(dict.fromkeys(column for columns in needs for column in columns))
 
 
 def _detector(name: str) -> type[Detector]:

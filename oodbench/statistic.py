@@ -7,6 +7,10 @@ from typing import Any
 __all__ = ["Statistic"]
 
 
+def _to_all(model: Any) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Statistic:
     """What the engine needs to know to batch, cache and shard one function of images.
@@ -22,3 +26,4 @@ class Statistic:
     version: int = 1
     parameters: Mapping[str, Any] = field(default_factory=dict)  # recorded, and part of the cache key
     cached: bool = True  # False for what is quicker computed than read
+    applies: Callable[[Any], bool] = _to_all  # to this model (a loaded module) or not, where it needs one

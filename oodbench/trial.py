@@ -1,6 +1,7 @@
 """One model on one in-distribution set: images -> statistics -> detectors, every statistic computed once."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from oodbench.engine import Evaluation, evaluate
 from oodbench.errors import ModelError, OodbenchError, PluginError, StatisticError
 from oodbench.how import How
 from oodbench.registry import DETECTORS
-from oodbench.selection import BACKGROUND, Contender, tell_skipped
+from oodbench.selection import BACKGROUND, Contender, needs_of, tell_skipped
 
 __all__ = ["Scored", "Trial", "measure"]
 
@@ -22,12 +23,14 @@ PRECISION_IMAGES = 128  # on which the error of bfloat16 networks is measured
 
 @dataclass(frozen=True)
 class Scored:
-    """One detector's scores of one pair, in groups."""
+    """One detector's scores of one pair, in groups, and the images and columns that they are of."""
 
     detector: str
     group_size: int
     score_in: np.ndarray
     score_out: np.ndarray
+    inside: Evaluation
+    outside: Evaluation
 
 
 class Trial:
@@ -43,7 +46,6 @@ class Trial:
                 f"has {self.domain.shape}: train the model on {test.name}."
             )
         self.adaptations = {images.name: adaptation(images, self.domain) for images in [validation, test, *outs]}
-        self.evaluations: dict[str, Evaluation] = {}
         self.bfloat16_error: dict[str, float] | None = None
 
     def run(self, how: How) -> Iterator[tuple[str, list[Scored]]]:
@@ -52,43 +54,69 @@ class Trial:
         Raises `StatisticError` when plugins' statistics failed so that no detector is left, and `ModelError` when a
         plugin's model failed.
         """
-        validation = self.evaluate(self.validation, how)
+        tiers = self._tiers()
         if how.precision == "bfloat16" and self.contender.model:
             self.bfloat16_error = self.measure_bfloat16(how)
-        fitted: dict[str, Detector] = {}
-        for name in self.detectors:
-            with _skipping(name):
-                detector = DETECTORS.get(name)()
-                detector.fit(validation.columns)
-                fitted[name] = detector
-        inside = self.evaluations[self.test.name] = self.evaluate(self.test, how)
+        fitted = {name: detector for most in tiers for name, detector in self._fit(tiers[most], most, how)}
+        inside = {most: self.evaluate(self.test, tiers[most], most, how) for most in tiers}
         for images in self.outs:
-            outside = self.evaluations[images.name] = self.evaluate(images, how)
-            scored = []
-            for name in (name for name in fitted if name in self.detectors):
-                with _skipping(name):
-                    detector = fitted[name]
-                    for size in detector.group_sizes:
-                        sides = [_score(name, detector, one.columns, size, how.seed) for one in (inside, outside)]
-                        if all(len(side) for side in sides):
-                            scored.append(Scored(name, size, *sides))
+            scored: list[Scored] = []
+            for most, names in tiers.items():
+                sides = inside[most], self.evaluate(images, names, most, how)
+                for name in (name for name in names if name in fitted and name in self.detectors):
+                    with _skipping(name):
+                        scored += self._score(name, fitted[name], sides, how)
             yield images.name, scored
 
-    def evaluate(self, images: Images, how: How) -> Evaluation:
-        """All columns that the detectors need; one whose statistic fails is named on stderr, and needs no more."""
+    def _tiers(self) -> dict[int | None, list[str]]:
+        """The detectors by how many images of a set they take at most; those that take all come first."""
+        most = {name: DETECTORS.get(name).most_images for name in self.detectors}
+        sizes = sorted(set(most.values()), key=lambda size: -math.inf if size is None else -size)
+        return {size: [name for name in self.detectors if most[name] == size] for size in sizes}
+
+    def _fit(self, names: Sequence[str], most: int | None, how: How) -> Iterator[tuple[str, Detector]]:
+        """The detectors, fitted; what costs seconds an image is not computed where nothing is learned from it."""
+        learning = [name for name in names if most is None or DETECTORS.get(name).fit is not Detector.fit]
+        columns = self.evaluate(self.validation, learning, most, how).columns if learning else None
+        for name in (name for name in names if name in self.detectors):
+            with _skipping(name):
+                detector = DETECTORS.get(name)()
+                if columns is not None and name in learning:
+                    detector.fit(columns.only(self._needs(name)))
+                yield name, detector
+
+    def _score(self, name: str, detector: Detector, sides: tuple[Evaluation, Evaluation], how: How) -> Iterator[Scored]:
+        """Scores of every group size for which there are images enough."""
+        for size in detector.group_sizes:
+            score_in, score_out = (
+                _score(name, detector, one.columns.only(self._needs(name)), size, how.seed) for one in sides
+            )
+            if len(score_in) and len(score_out):
+                yield Scored(name, size, score_in, score_out, *sides)
+
+    def _needs(self, name: str) -> tuple[str, ...]:
+        return needs_of(name, self.contender.model)
+
+    def evaluate(self, images: Images, names: Sequence[str], most: int | None, how: How) -> Evaluation:
+        """All columns that these detectors need, of `most` images at most.
+
+        One whose statistic fails is named on stderr, and needs no more.
+        """
+        if most is not None:
+            images = images.limit(most, how.seed)
         while True:
             try:
-                return self._columns(images, how)
+                return self._columns(images, [name for name in names if name in self.detectors], how)
             except StatisticError as error:
-                readers = [name for name in self.detectors if error.statistic in _statistics(name)]
+                readers = [name for name in self.detectors if error.statistic in self._statistics(name)]
                 self.detectors = tuple(name for name in self.detectors if name not in readers)
                 tell_skipped(f"the detector {', '.join(map(repr, readers))}", error)
                 if not self.detectors:
                     raise
 
-    def _columns(self, images: Images, how: How) -> Evaluation:
+    def _columns(self, images: Images, names: Sequence[str], how: How) -> Evaluation:
         """The columns of the model and those of its companion."""
-        needs = sorted({need for name in self.detectors for need in DETECTORS.get(name).needs})
+        needs = sorted({need for name in names for need in self._needs(name)})
         if self.contender.model and "log_px" in self.contender.model.module.columns:
             needs = sorted({"log_px", *needs})  # bits/dim stand in every record
         common: dict[str, Any] = {
@@ -107,13 +135,18 @@ class Trial:
         other = evaluate(companion, images, adapt, model=self.contender.background, **common)
         arrays = {**result.columns.arrays, **{f"{k}{BACKGROUND}": v for k, v in other.columns.arrays.items()}}
         seconds = sum(one.seconds_per_image or 0.0 for one in (result, other))
-        return Evaluation(replace(result.columns, arrays=arrays), seconds, max(result.computed, other.computed))
+        columns = replace(result.columns, arrays=arrays)
+        return Evaluation(images, columns, seconds, max(result.computed, other.computed))
+
+    def _statistics(self, name: str) -> set[str]:
+        """What a detector reads, of the model or of its companion."""
+        return {need.removesuffix(BACKGROUND) for need in self._needs(name)}
 
     def measure_bfloat16(self, how: How) -> dict[str, float]:
         """What bfloat16 networks change in log_px of a few validation images, in nats."""
         few = self.validation.limit(PRECISION_IMAGES, how.seed)
         here, exact = (
-            self.evaluate(few, replace(how, precision=precision)).columns["log_px"].astype(np.float64)
+            self._columns(few, (), replace(how, precision=precision)).columns["log_px"].astype(np.float64)
             for precision in (how.precision, "float32")
         )
         error = np.abs(here - exact)
@@ -151,11 +184,6 @@ def _skipping(name: str) -> Iterator[None]:
         if not isinstance(error, OodbenchError) and origin == "oodbench":
             raise
         tell_skipped(f"the detector {name!r} (from {origin})", error)
-
-
-def _statistics(detector: str) -> set[str]:
-    """What a detector reads, of the model or of its companion."""
-    return {need.removesuffix(BACKGROUND) for need in DETECTORS.get(detector).needs}
 
 
 def _score(name: str, detector: Detector, columns: Columns, size: int, seed: int) -> np.ndarray:

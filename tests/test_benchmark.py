@@ -23,6 +23,7 @@ from oodbench.plugins import load_plugin
 from oodbench.pretrained import load_model, save_model
 from oodbench.records import read_records
 from oodbench.registry import DETECTORS, MODELS, STATISTICS, register
+from oodbench.report import table
 from oodbench.scoring import score_images
 from oodbench.training import load_recipe
 
@@ -588,3 +589,76 @@ def test_too_few_images_for_any_group_leave_no_record(run, tmp_path: Path) -> No
         assert run(detectors="crowds", out="glyphs8", results=tmp_path / "results") == []
     finally:
         DETECTORS.remove("crowds")
+
+
+@pytest.fixture
+def dear() -> list[int]:
+    """A detector of 20 images a set that costs much and learns nothing; gives how many each pass computed."""
+    computed: list[int] = []
+
+    @register.statistic("pondered", applies=lambda model: isinstance(model, Glow))
+    def pondered(model, x, noise):
+        computed.append(len(x))
+        return x.float().mean((1, 2, 3))
+
+    @register.detector("ponders")
+    class Ponders(Detector):
+        needs = ("pondered",)
+        most_images = 20
+
+        def score(self, columns: Columns) -> np.ndarray:
+            assert set(columns) == {"pondered"}  # and not what others asked for
+            return columns["pondered"].astype(np.float64)
+
+    return computed
+
+
+def test_what_costs_seconds_an_image_runs_when_named_on_a_seeded_subset_whose_n_is_shown(
+    run, dear: list[int], tmp_path: Path, weights: Path
+) -> None:
+    results, scores = tmp_path / "results", tmp_path / "scores"
+    assert "ponders" not in {record["detector"] for record in run(out="glyphs8", results=results)}
+    assert not dear
+    records = run(detectors=["likelihood", "ponders"], out="glyphs8", results=results, scores=scores)
+    counts = {r["detector"]: (r["n_in"], r["n_out"]) for r in records}
+    assert counts == {"likelihood": (LIMIT, LIMIT), "ponders": (20, 20)}
+    assert sum(dear) == 40  # nothing of the validation images, from which it does not learn
+    written = scores_of(scores, weights)
+    assert written.groupby("set")["ponders"].count().to_dict() == {"digits": 20, "glyphs8": 20}
+    assert written["likelihood"].count() == 2 * LIMIT
+    few = load("digits", "test").limit(LIMIT).limit(20)
+    there = written[(written["set"] == "digits") & written["ponders"].notna()]
+    assert there["index"].tolist() == few.index.tolist()
+    np.testing.assert_allclose(there["ponders"], few.pixels.mean((1, 2, 3)), rtol=1e-5)
+    shown = table(read_records(results), "markdown")
+    (line,) = (line for line in shown.splitlines() if line.startswith("| ponders"))
+    assert "n = 20 / 20" in line
+    assert shown.count("n = 20") == 1
+    bits = {r["detector"]: r["bits_per_dim"]["in"] for r in records}
+    assert f"{bits['likelihood']:.2f}" in shown  # the model's column speaks of all images
+    assert run(detectors="ponders", out="glyphs8", limit=7)[0]["n_in"] == 7
+
+
+def test_a_subset_of_a_users_images_is_scored_under_their_own_names(
+    weights: Path, dear: list[int], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("OODBENCH_CACHE", str(tmp_path / "cache"))
+    found = score_images("glyphs8", "glow", "digits", ["ponders"], weights=weights, progress=False)
+    few = load("glyphs8", "test").limit(20)
+    assert found["image"].tolist() == few.index.tolist()
+    np.testing.assert_allclose(found["score"], few.pixels.mean((1, 2, 3)), rtol=1e-5)
+
+
+def test_a_statistic_that_says_so_applies_to_no_other_model(run) -> None:
+    register.statistic("alien", applies=lambda model: False)(lambda model, x, noise: x)
+
+    @register.detector("reads_alien")
+    class ReadsAlien(Detector):
+        needs = ("alien",)
+
+        def score(self, columns: Columns) -> np.ndarray:
+            return columns["alien"]
+
+    assert "reads_alien" not in {record["detector"] for record in run(out="glyphs8")}
+    with pytest.raises(OodbenchError, match="'reads_alien' applies to no model here: it needs alien"):
+        run(detectors="reads_alien", out="glyphs8")

@@ -38,6 +38,7 @@ SECONDS_BETWEEN_CHUNKS = 10.0  # what a killed evaluation loses at most
 class Evaluation:
     """Columns of all images, in their order, and what they cost."""
 
+    images: "Images"
     columns: Columns
     seconds_per_image: float | None  # as measured when they were computed, now or earlier; without reading images
     computed: int  # images for which something was computed now; the rest was cached
@@ -108,7 +109,7 @@ def evaluate(
     seconds = sum(float(chunk.seconds.mean()) for chunk in taken) if taken else None
     latents = model.module.latent_dimensions if model else None
     columns = Columns({name: values[name] for name in statistics}, dimensions, latents=latents)
-    return Evaluation(columns, seconds, len(todo))
+    return Evaluation(images, columns, seconds, len(todo))
 
 
 def _compute(

@@ -47,11 +47,14 @@ def network_dtype(weight: Tensor) -> torch.dtype:
 
 
 def folded(method: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Marks a method without arguments that derives constants from weights (masks, LU factors, casts)."""
+    """Marks a method without arguments that derives constants from weights (masks, LU factors, casts).
+
+    Where gradients are recorded it runs each time: what was folded without them could not lead back to the weights.
+    """
 
     @functools.wraps(method)
     def derive(module: Any) -> T:
-        if _mode.cache is None:
+        if _mode.cache is None or torch.is_grad_enabled():
             return method(module)
         key = (module, method.__name__)
         if key not in _mode.cache:

@@ -169,7 +169,7 @@ def _add_published(shown: list[Block], records: Sequence[Record]) -> None:
 
 def _column(records: list[Record], key: tuple[str, str, str], metric: str, with_weights: bool) -> Column:
     name, preset, weights = key
-    first = min(records, key=lambda record: (record["group_size"], record["seed"]))
+    first = min(records, key=lambda record: (record["group_size"], record["seed"], -record["n_in"] - record["n_out"]))
     draws = next((record["draws"] for record in records if record.get("draws")), None)
     bits = first.get("bits_per_dim") or {}
     images = _images(records)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from oodbench.detector import Columns
+from oodbench.detector import EVERY_COLUMN, Columns
 from oodbench.errors import OodbenchError
 from oodbench.models.noise import Noise
 from oodbench.plugins import load_builtin
@@ -16,7 +16,8 @@ load_builtin()
 
 BUILTIN = [name for name in DETECTORS if DETECTORS.origin_of(name) == "oodbench"]
 MODEL_COLUMNS = {"log_px", "log_px@background", "latent_norm", "log_pz", "log_det"}
-MODEL_COLUMNS |= {"log_px_open", "log_px_closed", "attention_margin"}
+MODEL_COLUMNS |= {"log_px_open", "log_px_closed", "attention_margin", EVERY_COLUMN}
+MODEL_COLUMNS |= {"elbo", "reconstruction", "kl", "posterior_mean_norm", "posterior_std_norm"}
 D = 12
 
 
@@ -40,8 +41,11 @@ def random_columns(rows: int, seed: int) -> Columns:
     values = {name: -1000 * random.random(rows, dtype=np.float32) for name in ("log_px", "log_px@background")}
     values |= {name: -1000 * random.random(rows, dtype=np.float32) for name in ("log_px_open", "log_px_closed")}
     values |= {name: random.normal(size=rows) for name in ("log_pz", "log_det", "attention_margin")}
+    values |= {"log_px_members": -1000 + 9 * random.normal(size=(rows, 4))}
     values |= {"attention_encoding": random.normal(size=(rows, 32))}
     values |= {name: 9 * random.random(rows) for name in ("latent_norm", "complexity_bits", "total_variation")}
+    values |= {name: 50 * random.random(rows) for name in ("regret", "elbo", "reconstruction", "kl")}
+    values |= {name: random.random(rows) for name in ("posterior_mean_norm", "posterior_std_norm")}
     return Columns(values | {"pixels": random.integers(0, 256, (rows, D), dtype=np.uint8)}, D)
 
 
@@ -49,7 +53,9 @@ def test_the_promised_detectors_are_there() -> None:
     assert set(BUILTIN) == {
         "likelihood", "typicality", "input_complexity", "likelihood_ratio", "annulus",
         "compressed_size", "total_variation", "pixel_knn",
-        "latent_likelihood", "volume", "inflow", "inflow_published",
+        "latent_likelihood", "volume", "inflow", "inflow_published", "likelihood_regret",
+        "marginal", "waic", "disagreement", "weight_entropy", "likelihood_std",
+        "elbo", "reconstruction", "kl", "lpath", "lpath_mahalanobis", "dose", "dose_svm",
     }  # fmt: skip
 
 
@@ -82,7 +88,7 @@ def test_scoring_changes_nothing_that_was_fitted(name: str) -> None:
 def test_a_detector_reads_only_the_columns_it_names(name: str) -> None:
     needs = DETECTORS.get(name).needs
     validation, test = (
-        Columns({need: all_[need] for need in needs}, D) for all_ in (random_columns(60, 0), random_columns(50, 1))
+        all_ if EVERY_COLUMN in needs else all_.only(needs) for all_ in (random_columns(60, 0), random_columns(50, 1))
     )
     assert fitted(name, validation).score(test).shape == (50,)
 

@@ -1,0 +1,84 @@
+"""The likelihood's path: not one number of a variational autoencoder, but those that the number is made of."""
+
+import numpy as np
+
+from oodbench.detector import Columns, Detector
+from oodbench.registry import register
+
+__all__ = ["LPath", "LPathMahalanobis"]
+
+# Sufficient for the encoder's and the decoder's densities up to the symmetries that they have.
+PATH = ("reconstruction", "posterior_mean_norm", "posterior_std_norm")
+
+
+@register.detector("lpath")
+class LPath(Detector):
+    """COPOD of (E_q[log P(x | z)], |mean of q(z | x)|, |standard deviation of q(z | x)|)
+
+    Of each number the tails left and right of an image, as the validation images have them, are counted; a score sums
+    the logarithms of left tails, of right tails, or of those to which the numbers are skewed, whichever is largest.
+
+    Reference:
+        Huang et al., "Rethinking Test-time Likelihood: The Likelihood Path Principle and Its Application to OOD
+        Detection", 2024, arXiv:2401.04933; the reconstruction's log-probability takes the place of |x - decoded x|.
+        Li et al., "COPOD: Copula-Based Outlier Detection", ICDM 2020, arXiv:2009.09463, Algorithm 1, each image added
+        to the validation images alone.
+    """
+
+    needs = PATH
+
+    def fit(self, validation: Columns) -> None:
+        """Keeps the numbers of the validation images, sorted, and the direction of their skewness."""
+        values = _finite(validation)
+        deviations = values - values.mean(0)
+        self.skewed_left = (deviations**3).mean(0) < 0  # (3,)
+        self.known = np.sort(values, axis=0)  # (n, 3)
+
+    def score(self, columns: Columns) -> np.ndarray:
+        """(N,) nats: the negated logarithm of a tail's empirical probability under independence."""
+        left, right = np.empty((2, columns.rows, len(PATH)))
+        n = len(self.known)
+        for k, values in enumerate(_path(columns).T):
+            left[:, k] = 1 + np.searchsorted(self.known[:, k], values, "right")
+            right[:, k] = 1 + n - np.searchsorted(self.known[:, k], values, "left")
+            left[np.isnan(values), k] = np.nan
+        left, right = (np.log((n + 1) / tail) for tail in (left, right))
+        sums = [tail.sum(1) for tail in (left, right, np.where(self.skewed_left, left, right))]
+        scores: np.ndarray = np.max(sums, axis=0)
+        return scores
+
+
+@register.detector("lpath_mahalanobis")
+class LPathMahalanobis(Detector):
+    """Mahalanobis distance of (E_q[log P(x | z)], |mean of q(z | x)|, |standard deviation of q(z | x)|)
+
+    Reference:
+        As of `lpath`; one Gaussian fitted to the validation images.
+    """
+
+    needs = PATH
+
+    def fit(self, validation: Columns) -> None:
+        """Estimates mean and covariance."""
+        values = _finite(validation)
+        self.mean = values.mean(0)
+        # Of a number that never changes nothing is learned: the pseudo-inverse leaves it out.
+        self.precision = np.linalg.pinv(np.atleast_2d(np.cov(values, rowvar=False)), hermitian=True)
+
+    def score(self, columns: Columns) -> np.ndarray:
+        """(N,) in standard deviations."""
+        deviations = _path(columns) - self.mean
+        squares = np.einsum("ni,ij,nj->n", deviations, self.precision, deviations)
+        scores: np.ndarray = np.sqrt(np.maximum(squares, 0))
+        return scores
+
+
+def _finite(columns: Columns) -> np.ndarray:
+    """float64 (n, 3) of the images of which the model gave numbers."""
+    values = _path(columns)
+    return values[np.isfinite(values).all(1)]
+
+
+def _path(columns: Columns) -> np.ndarray:
+    """float64 (N, 3)."""
+    return np.stack([columns[name].astype(np.float64) for name in PATH], axis=1)
