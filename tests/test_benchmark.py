@@ -86,6 +86,8 @@ def test_every_detector_that_applies_is_recorded_for_every_pair(run) -> None:
         "input_complexity",
         "latent_likelihood",
         "volume",
+        "dose",
+        "dose_svm",
     }
     controls = {"compressed_size", "total_variation", "pixel_knn"}
     for out in ("glyphs8", "digits+invert"):

@@ -17,7 +17,7 @@ load_builtin()
 BUILTIN = [name for name in DETECTORS if DETECTORS.origin_of(name) == "oodbench"]
 MODEL_COLUMNS = {"log_px", "log_px@background", "latent_norm", "log_pz", "log_det"}
 MODEL_COLUMNS |= {"log_px_open", "log_px_closed", "attention_margin", EVERY_COLUMN}
-MODEL_COLUMNS |= {"elbo", "reconstruction", "kl", "posterior_mean_norm", "posterior_std_norm"}
+MODEL_COLUMNS |= {"elbo", "reconstruction", "kl", "posterior_mean_norm", "posterior_std_norm", "log_px_members"}
 D = 12
 
 
