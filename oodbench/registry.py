@@ -130,6 +130,10 @@ MODELS: Registry[Any] = Registry(
         ),
         "vae": ("oodbench.models.vae.vae:VAE", "Convolutional VAE, discretised-logistic decoder, K importance draws"),
         "vae-mlp": ("oodbench.models.vae.vae:DenseVAE", "Fully connected VAE on one vector of latents"),
+        "vqvae-bridge": (
+            "oodbench.models.vae.vqvae_bridge:VQVAEBridge",
+            "Discrete codes with a diffusion bridge as their prior (Cohen et al. 2022)",
+        ),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",
             "Gated PixelCNN with a 256-way softmax (van den Oord et al. 2016)",

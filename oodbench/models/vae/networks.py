@@ -90,7 +90,7 @@ class MapEncoder(nn.Module):
         return probabilistic_pca(patches.reshape(-1, channels * PATCH**2), mean, latents)
 
     def start_at(self, principal: Principal, latents: int) -> None:
-        """The first `latents` outputs become their means, the next their log-variances."""
+        """The first `latents` outputs become their means, the next, if any, their log-variances."""
         rank, gain, inside = len(principal.kept), principal.gain, slice(PATCH, 2 * PATCH)
         weight, bias = self.linear.weight, self.linear.bias
         weight.zero_()
@@ -256,4 +256,5 @@ def _start_bias(bias: Tensor, principal: Principal, latents: int) -> None:
     rank = len(principal.kept)
     bias.zero_()
     bias[:rank] = -(principal.gain @ principal.mean).to(bias)
-    bias[latents : latents + rank] = (principal.rest / principal.kept).log().to(bias)
+    if len(bias) > latents:
+        bias[latents : latents + rank] = (principal.rest / principal.kept).log().to(bias)
