@@ -218,6 +218,10 @@ MODELS: ModelRegistry = ModelRegistry(
             "oodbench.models.vae.vlae:VLAE",
             "VAE with a full-covariance Laplace posterior at the mode (Park et al. 2019)",
         ),
+        "vqvae-bridge": (
+            "oodbench.models.vae.vqvae_bridge:VQVAEBridge",
+            "Discrete codes with a diffusion bridge as their prior (Cohen et al. 2022)",
+        ),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",
             "Gated PixelCNN with a 256-way softmax (van den Oord et al. 2016)",

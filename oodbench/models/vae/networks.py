@@ -91,7 +91,7 @@ class MapEncoder(nn.Module):
         return probabilistic_pca(patches.reshape(-1, channels * PATCH**2), mean, latents)
 
     def start_at(self, principal: Principal, latents: int) -> None:
-        """The first `latents` outputs become their means, the next their log-variances."""
+        """The first `latents` outputs become their means, the next, if any, their log-variances."""
         rank, gain, inside = len(principal.kept), principal.gain, slice(PATCH, 2 * PATCH)
         weight, bias = self.linear.weight, self.linear.bias
         weight.zero_()
