@@ -26,7 +26,8 @@ def plot(
 ) -> list[Path]:
     """For every model and pair a histogram of bits/dim and the ROC curves of all detectors, beside the records.
 
-    A density on a manifold has no bits/dim: its histogram is of nats. The keywords are those of `run`.
+    A density on a manifold has no bits/dim: its histogram is of nats. A posterior over weights has one more, of how far
+    its members differ. The keywords are those of `run`.
     """
     from oodbench.report import histograms, roc_curves
 
@@ -50,6 +51,10 @@ def plot(
                 values = {n: -columns["log_px"] for n, columns in sides.items()}
             pictures.append(stem.with_name(f"{stem.name}-{kind}.png"))
             histograms(pictures[-1], values, xlabel=label, title=title)
+        if sides and all("log_px_members" in columns for columns in sides.values()):
+            spread = {n: columns["log_px_members"].std(axis=1, ddof=1) for n, columns in sides.items()}
+            pictures.append(stem.with_name(f"{stem.name}-members.png"))
+            histograms(pictures[-1], spread, xlabel="standard deviation of log p over the members, nats", title=title)
         curves = {one.detector: (one.score_in, one.score_out) for one in scored if one.group_size == 1}
         pictures.append(stem.with_name(f"{stem.name}-roc.png"))
         roc_curves(pictures[-1], curves, title=title)
