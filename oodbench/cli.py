@@ -117,6 +117,43 @@ def run(
 
 @app.command(
     epilog=_examples(
+        "oodbench compare --in cifar10 --out svhn --model glow --detector likelihood --detector typicality",
+        "oodbench compare --in cifar10 --out svhn --detector likelihood",
+        "oodbench compare --in fashionmnist --model glow --against compressed_size --limit 2000 --format markdown",
+    )
+)
+@computing
+def compare(
+    in_: In = None,
+    out: Out = None,
+    model: Models = None,
+    detector: Detectors = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            envvar="OODBENCH_AGAINST",
+            help="Detector or model that all others are compared with. Default: everything with everything.",
+            metavar="NAME",
+        ),
+    ] = None,
+    format_: FormatOption = Format.TABLE,
+    **options: Any,
+) -> None:
+    """Test whether one AUROC is better than another.
+
+    Paired tests on the same images (DeLong's covariance, Holm's correction): two detectors of a model, a detector on
+    two models, a control and anything. What is cached is not computed again.
+    """
+    from oodbench.comparing import compare as tests
+    from oodbench.report import comparison_table
+
+    rows = tests(in_=in_, out=out, models=model, detectors=detector, against=against, **options)
+    typer.echo(comparison_table(rows, format=format_.value).rstrip("\n"))
+
+
+@app.command(
+    epilog=_examples(
         "oodbench train --model glow --in cifar10",
         "oodbench train --model glow --in cifar10 --background",
         "oodbench train --model pixelcnn++ --in digits --preset tiny --pretrained weights/",

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from oodbench import cli
 from oodbench.errors import OodbenchError
 
-COMMANDS = ("run", "train", "score", "table", "plot", "list", "info")
+COMMANDS = ("run", "compare", "train", "score", "table", "plot", "list", "info")
 RECORD = {"detector": "likelihood"}
 
 
@@ -46,8 +46,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], d
     replaced: dict[str, dict[str, Any]] = {
         "benchmark": {"run_records": [RECORD]},
         "scoring": {"score_images": SimpleNamespace(to_csv=lambda index: "image,score\n0,1.5\n")},
+        "comparing": {"compare": [{"p": 0.5}]},
         "pictures": {"plot": [Path("a.png"), Path("b.png")]},
-        "report": {"table": "the table\n"},
+        "report": {"table": "the table\n", "comparison_table": "the tests\n"},
         "records": {"read_records": [RECORD]},
         "training": {"train": SimpleNamespace(entry={"file": "digits/glow.safetensors", "bits_per_dim": 1.5})},
         "plugins": {"load_plugins": None},
@@ -133,6 +134,21 @@ def test_score_prints_a_csv_or_leaves_it_to_the_file(calls: list[Any]) -> None:
     }  # fmt: skip
     assert invoke("score x --in cifar10 --model glow --output s.csv").stdout == ""
     assert calls[1][2]["output"] == Path("s.csv")
+
+
+def test_compare_hands_every_option_on_and_prints_the_tests(calls: list[Any]) -> None:
+    result = invoke(
+        "compare --in cifar10 --out svhn --model glow --detector likelihood --detector typicality --against likelihood "
+        "--limit 9 --seed 3 --format csv"
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "the tests\n"
+    common = {key: value for key, value in DEFAULTS.items() if key != "results"} | {"limit": 9, "seed": 3}
+    assert calls == [
+        ("compare", (), common | {"in_": ["cifar10"], "out": ["svhn"], "models": ["glow"],
+                                  "detectors": ["likelihood", "typicality"], "against": "likelihood"}),
+        ("comparison_table", ([{"p": 0.5}],), {"format": "csv"}),
+    ]  # fmt: skip
 
 
 def test_table_reads_records_and_prints_them(calls: list[Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from oodbench.report.grid import INVERSION, NONFINITE, UNDERTRAINED, Block, heading, notes
 from oodbench.report.sheet import Entry, Sheet, sheet
 
-__all__ = ["latex"]
+__all__ = ["escape", "latex"]
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -36,7 +36,7 @@ def _block(block: Block, sheet: Sheet, metric: str) -> str:
     lines = [
         r"\begin{table}",
         r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{_escape(caption)}}}",
+        rf"\caption{{{escape(caption)}}}",
         rf"\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', f'{block.source}-{block.out}-{metric}')}}}",
         rf"\begin{{tabular}}{{l{'l' * sheet.columns}}}",
         r"\toprule",
@@ -47,7 +47,7 @@ def _block(block: Block, sheet: Sheet, metric: str) -> str:
         lines += [r"\midrule"] * bool(sheet.head)
         lines.append(rf"\multicolumn{{{sheet.columns + 1}}}{{l}}{{\emph{{without a model}}}} \\")
         for label, cell in sheet.controls:
-            lines.append(rf"{_escape(label)} & \multicolumn{{{sheet.columns}}}{{l}}{{{_text(cell)}}} \\")
+            lines.append(rf"{escape(label)} & \multicolumn{{{sheet.columns}}}{{l}}{{{_text(cell)}}} \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
@@ -59,12 +59,13 @@ def _text(entry: Entry) -> str:
     if entry is None:
         return "--"
     if isinstance(entry, str):
-        return _escape(entry)
+        return escape(entry)
     value = rf"\textbf{{{entry.text}}}" if entry.best else entry.text
     marks = r"\dagger" * entry.inversion + (rf"\ddagger{entry.nonfinite}" if entry.nonfinite else "")
     size = rf" {{\scriptsize {entry.size}}}" if entry.size else ""
     return rf"{value} {{\scriptsize {entry.interval}}}" + (f"$^{{{marks}}}$" if marks else "") + size
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """The text with everything that LaTeX would read as a command written out."""
     return "".join(_ESCAPES.get(character, character) for character in " ".join(text.split()))
