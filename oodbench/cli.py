@@ -154,6 +154,37 @@ def compare(
 
 @app.command(
     epilog=_examples(
+        "oodbench suite nalisnick2019",
+        "oodbench suite nalisnick2019 --in cifar10 --model glow --model vae --format latex > table.tex",
+        "oodbench suite path/to/my.toml --train --limit 2000",
+    )
+)
+@computing
+def suite(
+    name: Annotated[str, typer.Argument(help="A suite's name, or a path that ends in .toml.")],
+    in_: In = None,
+    model: Models = None,
+    train: Annotated[
+        bool, typer.Option("--train", envvar="OODBENCH_TRAIN", help="Train the models that have no weights first.")
+    ] = False,
+    results: Results = Path("results"),
+    format_: FormatOption = Format.TABLE,
+    **options: Any,
+) -> None:
+    """Run a paper's whole table.
+
+    A suite names pairs, models and detectors. Everything goes through `oodbench run`, and one table of all of it shows
+    published numbers beside ours. --in and --model run a part.
+    """
+    from oodbench.report import suite_table
+    from oodbench.suites.running import run_suite
+
+    shown, records = run_suite(name, in_, model, train=train, results=results, **options)
+    typer.echo(suite_table(shown, records, format=format_.value).rstrip("\n"))
+
+
+@app.command(
+    epilog=_examples(
         "oodbench train --model glow --in cifar10",
         "oodbench train --model glow --in cifar10 --background",
         "oodbench train --model pixelcnn++ --in digits --preset tiny --pretrained weights/",
@@ -304,6 +335,7 @@ def plot(
         "oodbench list models",
         "oodbench list detectors --plugin my_score.py",
         "oodbench list datasets --data-root ~/data --json",
+        "oodbench list suites",
     ),
 )
 def list_(

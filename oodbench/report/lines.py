@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from oodbench.report import latex, markdown
 
-__all__ = ["LAYOUTS", "Lines", "Number", "Section"]
+__all__ = ["LAYOUTS", "Entry", "Lines", "Number", "Section"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Number:
 
     text: str
     interval: str = ""
-    marks: str = ""  # explained in the notes
+    marks: str = ""  # explained in the notes; with a space before them where they stand apart
     bold: bool = False
 
 
@@ -38,6 +38,7 @@ class Lines:
     head: list[str]
     sections: list[Section]
     notes: list[str] = field(default_factory=list)
+    bold: str = ""  # what bold numbers are, for formats that have them
 
 
 def _terminal(lines: Lines) -> str:
@@ -69,19 +70,20 @@ def _markdown(lines: Lines) -> str:
         if not isinstance(entry, Number):
             return "-" if entry is None else markdown.escape(entry)
         value = f"**{entry.text}**" if entry.bold else entry.text
-        return " ".join(filter(None, [value, entry.interval])) + markdown.escape(entry.marks)
+        return " ".join(filter(None, [value, entry.interval])) + re.sub(r"([*<>])", r"\\\1", entry.marks)
 
     parts = [f"### {markdown.escape(lines.title)}"]
     for section in lines.sections:
         table = [line([*map(markdown.escape, lines.head)]), line(["---"] * len(lines.head))]
         table += [line([shown(entry) for entry in row]) for row in section.rows]
         parts += [f"**{markdown.escape(section.title)}**", "\n".join(table)]
-    return "\n\n".join([*parts, " ".join(map(markdown.escape, lines.notes))]).rstrip() + "\n"
+    said = [lines.bold, *lines.notes] if lines.bold else lines.notes
+    return "\n\n".join([*parts, " ".join(map(markdown.escape, said))]).rstrip() + "\n"
 
 
 def _latex(lines: Lines) -> str:
     """A float with its notes in the caption, shrunk to `\\textwidth` where it is wider."""
-    caption = " ".join(_tex(text) for text in [lines.title.rstrip(".") + ".", *lines.notes])
+    caption = " ".join(_tex(text) for text in [lines.title.rstrip(".") + ".", lines.bold, *lines.notes] if text)
     label = re.sub(r"[^A-Za-z0-9]+", "-", lines.title).strip("-").lower()[:60]
     text = [
         "% Needs \\usepackage{booktabs,graphicx}.",
@@ -108,9 +110,17 @@ def _tex(entry: Entry) -> str:
         return re.sub(r"(?<![\w.$-])-(?=[.\d])", "$-$", escaped)  # a sign, not a hyphen
     value = rf"\textbf{{{_tex(entry.text)}}}" if entry.bold else _tex(entry.text)
     interval = rf" {{\scriptsize {_tex(entry.interval)}}}" if entry.interval else ""
-    marks = rf"\textsuperscript{{{_tex(entry.marks.strip())}}}" if entry.marks else ""
-    return value + interval + marks
+    return value + interval + _tex_marks(entry.marks)
 
+
+def _tex_marks(marks: str) -> str:
+    """Symbols of mathematics and what follows them are raised together; a source in parentheses is not raised."""
+    if any(symbol in _SYMBOLS for symbol in marks):
+        return "$^{" + "".join(_SYMBOLS.get(mark, mark) for mark in marks) + "}$"
+    return rf" {{\scriptsize {_tex(marks.strip())}}}" if marks.startswith(" ") else latex.escape(marks)
+
+
+_SYMBOLS = {"†": r"\dagger ", "‡": r"\ddagger ", "§": r"\S "}
 
 LAYOUTS = {"table": _terminal, "markdown": _markdown, "latex": _latex}
 """Functions from `Lines` to text that ends in a newline."""
