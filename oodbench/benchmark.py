@@ -45,6 +45,7 @@ def run_records(
     *,
     results: Path | None = None,
     scores: Path | None = None,
+    must_apply: bool = True,
     **options: Unpack[Options],
 ) -> list[Record]:
     """Measures detectors on pairs of data sets and returns one record a model, detector and group size.
@@ -52,7 +53,7 @@ def run_records(
     Without `in_` the embedded pairs; without `models` all with weights for the in-distribution set, and the model-free
     controls; without `detectors` all that apply. Records are kept in the folder `results`, per-image scores in the
     folder `scores`; the other keywords are the fields of `How`. Wrong names, images or weights raise `OodbenchError`
-    before anything is computed.
+    before anything is computed, and so does, if it `must_apply`, a named detector that applies to no model.
     """
     how = How(**options)
     load_plugins(how.plugins)
@@ -60,7 +61,7 @@ def run_records(
         check_writable(folder)
     old = read_records(results) if results else []
     records: list[Record] = []
-    for trial, name, scored in measure(list(trials(in_, out, models, detectors, how)), how):
+    for trial, name, scored in measure(list(trials(in_, out, models, detectors, how, must_apply)), how):
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # the bootstrap lets other threads run
             made = list(pool.map(partial(_record, trial, name, old=old, how=how), scored))
         records += made
@@ -77,6 +78,7 @@ def trials(
     models: Sequence[str] | str | None,
     detectors: Sequence[str] | str | None,
     how: How,
+    must_apply: bool = True,
 ) -> Iterator[Trial]:
     """Everything that will be computed. All names and images are checked before weights are loaded or trained."""
     in_, out, models, detectors = _names(in_), _names(out), _names(models), _names(detectors)
@@ -93,7 +95,7 @@ def trials(
                 "bring them to one size."
             )
     for test, validation, outs in sets:
-        for contender in contenders(validation, models, detectors, how):
+        for contender in contenders(validation, models, detectors, how, must_apply):
             yield Trial(contender, validation, test, outs)
 
 

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def catalogue(kind: str, *, data_root: Path | None = None, plugins: Iterable[Path] = ()) -> list[Row]:
-    """Rows on all `models`, `detectors`, `datasets`, `statistics` or `pretrained` weights; only weights need torch."""
+    """Rows on all `models`, `detectors`, `datasets`, `statistics`, `pretrained`, `suites`; only weights need torch."""
     load_plugins(plugins)
     kinds: dict[str, Callable[[], list[Row]]] = {
         "models": _models,
@@ -29,6 +29,7 @@ def catalogue(kind: str, *, data_root: Path | None = None, plugins: Iterable[Pat
         "datasets": lambda: _datasets(data_root),
         "statistics": _statistics,
         "pretrained": _pretrained,
+        "suites": _suites,
     }
     return kinds[kind]()
 
@@ -85,6 +86,21 @@ def _pretrained() -> list[Row]:
 
     fields = ("dataset", "model", "role", "preset", "seed", "bits_per_dim", "undertrained")
     return [{field: entry.get(field) for field in fields} | {"file": str(file)} for file, entry in entries()]
+
+
+def _suites() -> list[Row]:
+    from oodbench.suites import available_suites
+
+    return [
+        {
+            "name": suite.name,
+            "pairs": [f"{pair.in_} → {' '.join(pair.out)}" for pair in suite.pairs],
+            "models": list(suite.models),
+            "detectors": list(suite.detectors),
+            "what": suite.title,
+        }
+        for suite in available_suites()
+    ]
 
 
 def installation(*, data_root: Path | None = None, plugins: Iterable[Path] = ()) -> list[Row]:

@@ -117,6 +117,74 @@ def run(
 
 @app.command(
     epilog=_examples(
+        "oodbench compare --in cifar10 --out svhn --model glow --detector likelihood --detector typicality",
+        "oodbench compare --in cifar10 --out svhn --detector likelihood",
+        "oodbench compare --in fashionmnist --model glow --against compressed_size --limit 2000 --format markdown",
+    )
+)
+@computing
+def compare(
+    in_: In = None,
+    out: Out = None,
+    model: Models = None,
+    detector: Detectors = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            envvar="OODBENCH_AGAINST",
+            help="Detector or model that all others are compared with. Default: everything with everything.",
+            metavar="NAME",
+        ),
+    ] = None,
+    format_: FormatOption = Format.TABLE,
+    **options: Any,
+) -> None:
+    """Test whether one AUROC is better than another.
+
+    Paired tests on the same images (DeLong's covariance, Holm's correction): two detectors of a model, a detector on
+    two models, a control and anything. What is cached is not computed again.
+    """
+    from oodbench.comparing import compare as tests
+    from oodbench.report import comparison_table
+
+    rows = tests(in_=in_, out=out, models=model, detectors=detector, against=against, **options)
+    typer.echo(comparison_table(rows, format=format_.value).rstrip("\n"))
+
+
+@app.command(
+    epilog=_examples(
+        "oodbench suite nalisnick2019",
+        "oodbench suite nalisnick2019 --in cifar10 --model glow --model vae --format latex > table.tex",
+        "oodbench suite path/to/my.toml --train --limit 2000",
+    )
+)
+@computing
+def suite(
+    name: Annotated[str, typer.Argument(help="A suite's name, or a path that ends in .toml.")],
+    in_: In = None,
+    model: Models = None,
+    train: Annotated[
+        bool, typer.Option("--train", envvar="OODBENCH_TRAIN", help="Train the models that have no weights first.")
+    ] = False,
+    results: Results = Path("results"),
+    format_: FormatOption = Format.TABLE,
+    **options: Any,
+) -> None:
+    """Run a paper's whole table.
+
+    A suite names pairs, models and detectors. Everything goes through `oodbench run`, and one table of all of it shows
+    published numbers beside ours. --in and --model run a part.
+    """
+    from oodbench.report import suite_table
+    from oodbench.suites.running import run_suite
+
+    shown, records = run_suite(name, in_, model, train=train, results=results, **options)
+    typer.echo(suite_table(shown, records, format=format_.value).rstrip("\n"))
+
+
+@app.command(
+    epilog=_examples(
         "oodbench train --model glow --in cifar10",
         "oodbench train --model glow --in cifar10 --background",
         "oodbench train --model pixelcnn++ --in digits --preset tiny --pretrained weights/",
@@ -276,6 +344,7 @@ def plot(
         "oodbench list models",
         "oodbench list detectors --plugin my_score.py",
         "oodbench list datasets --data-root ~/data --json",
+        "oodbench list suites",
     ),
 )
 def list_(

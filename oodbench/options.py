@@ -43,6 +43,7 @@ class Kind(StrEnum):
     DATASETS = "datasets"
     STATISTICS = "statistics"
     PRETRAINED = "pretrained"
+    SUITES = "suites"
 
 
 class Format(StrEnum):

@@ -101,13 +101,17 @@ def _typo(name: str) -> str | None:
 
 
 def contenders(
-    images: Images, models: Sequence[str] | None, detectors: Sequence[str] | None, how: How
+    images: Images,
+    models: Sequence[str] | None,
+    detectors: Sequence[str] | None,
+    how: How,
+    must_apply: bool = True,
 ) -> list[Contender]:
     """Every model asked for (default: all with weights for these in-distribution images) and what applies to it.
 
     Unless detectors are named, those that cost seconds an image are left out. A named model without weights is trained
-    first. A plugin's model that cannot be built or trained is named on stderr
-    and left out. A named detector that applies to no model is an `OodbenchError`.
+    first. A plugin's model that cannot be built or trained is named on stderr and left out. A named detector that
+    applies to no model is an `OodbenchError`, if it `must_apply`.
     """
     wanted = tuple(detectors or (name for name in DETECTORS if _detector(name).most_images is None))
     controls = tuple(name for name in wanted if _is_control(name))
@@ -120,7 +124,7 @@ def contenders(
         with _skipping(model.name):
             found.append(_contender(model, rest, how.weights))
     missing = [name for name in detectors or () if name in rest and not any(name in c.detectors for c in found)]
-    if missing:
+    if missing and must_apply:
         needs = ", ".join(_detector(missing[0]).needs)
         raise OodbenchError(
             f"The detector {missing[0]!r} applies to no model here: it needs {needs}. "

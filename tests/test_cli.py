@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from oodbench import cli
 from oodbench.errors import OodbenchError
 
-COMMANDS = ("run", "train", "score", "table", "plot", "list", "info")
+COMMANDS = ("run", "compare", "suite", "train", "score", "table", "plot", "list", "info")
 RECORD = {"detector": "likelihood"}
 
 
@@ -46,8 +46,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], d
     replaced: dict[str, dict[str, Any]] = {
         "benchmark": {"run_records": [RECORD]},
         "scoring": {"score_images": SimpleNamespace(to_csv=lambda index: "image,score\n0,1.5\n")},
+        "comparing": {"compare": [{"p": 0.5}]},
         "pictures": {"plot": [Path("a.png"), Path("b.png")]},
-        "report": {"table": "the table\n"},
+        "report": {"table": "the table\n", "comparison_table": "the tests\n", "suite_table": "the suite\n"},
+        "suites.running": {"run_suite": ("the paper", [RECORD])},
         "records": {"read_records": [RECORD]},
         "training": {"train": SimpleNamespace(entry={"file": "digits/glow.safetensors", "bits_per_dim": 1.5})},
         "plugins": {"load_plugins": None},
@@ -135,6 +137,42 @@ def test_score_prints_a_csv_or_leaves_it_to_the_file(calls: list[Any]) -> None:
     assert calls[1][2]["output"] == Path("s.csv")
 
 
+def test_compare_hands_every_option_on_and_prints_the_tests(calls: list[Any]) -> None:
+    result = invoke(
+        "compare --in cifar10 --out svhn --model glow --detector likelihood --detector typicality --against likelihood "
+        "--limit 9 --seed 3 --format csv"
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "the tests\n"
+    common = {key: value for key, value in DEFAULTS.items() if key != "results"} | {"limit": 9, "seed": 3}
+    assert calls == [
+        ("compare", (), common | {"in_": ["cifar10"], "out": ["svhn"], "models": ["glow"],
+                                  "detectors": ["likelihood", "typicality"], "against": "likelihood"}),
+        ("comparison_table", ([{"p": 0.5}],), {"format": "csv"}),
+    ]  # fmt: skip
+
+
+def test_suite_hands_every_option_on_and_prints_one_table(calls: list[Any]) -> None:
+    result = invoke("suite nalisnick2019 --in cifar10 --model glow --train --limit 9 --results r --format latex")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "the suite\n"
+    common = {key: value for key, value in DEFAULTS.items() if key not in ("in_", "out", "models", "detectors")}
+    assert calls == [
+        (
+            "run_suite",
+            ("nalisnick2019", ["cifar10"], ["glow"]),
+            common | {"train": True, "limit": 9, "results": Path("r")},
+        ),
+        ("suite_table", ("the paper", [RECORD]), {"format": "latex"}),
+    ]
+
+
+def test_list_shows_the_suites() -> None:
+    rows = {row["name"]: row for row in json.loads(invoke("list suites --json").stdout)}
+    assert "cifar10 → svhn cifar100" in rows["nalisnick2019"]["pairs"]
+    assert "waic" in rows["glazunov2022"]["detectors"]
+
+
 def test_table_reads_records_and_prints_them(calls: list[Any]) -> None:
     result = invoke("table --results r --in mnist --out kmnist --model vae --format markdown --metric fpr95")
     assert result.stdout == "the table\n"
@@ -188,6 +226,8 @@ WRONG = {
     "train without a model": "train --in mnist",
     "score without images": "score --in mnist --model glow",
     "an unknown kind": "list colours",
+    "an unknown suite": "suite nowhere2020",
+    "a suite that is not there": "suite nowhere.toml",
     "a plugin that is not there": "list models --plugin nowhere.py",
 }
 

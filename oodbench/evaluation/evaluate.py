@@ -26,7 +26,7 @@ def evaluate_scores(score_in: Any, score_out: Any, *, seed: int = 0) -> dict[str
     """AUROC, AUPR-in, AUPR-out and FPR95, each as {"value", "low", "high"} with a 95 % interval.
 
     Takes in-distribution scores (n,) and out-of-distribution scores (m,), larger = more out-of-distribution. Only
-    their order counts. NaN ranks worst for the detector (see `Levels.of`); report `count_nonfinite` beside the result.
+    their order counts. NaN ranks worst for the detector (see `placed`); report `count_nonfinite` beside the result.
     AUROC has DeLong's interval, the others a stratified bootstrap of 1,000 resamples drawn with `seed`. Raises
     `OodbenchError` for empty scores or scores that are not one number an image.
     """

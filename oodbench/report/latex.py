@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from oodbench.report.grid import INVERSION, NONFINITE, UNDERTRAINED, Block, heading, notes
 from oodbench.report.sheet import Entry, Sheet, sheet
 
-__all__ = ["latex"]
+__all__ = ["escape", "latex"]
 
 _SIDE_BY_SIDE = 5  # columns: at most 64 pt each, beside labels of at most 75
 _ESCAPES = {
@@ -42,7 +42,7 @@ def _block(block: Block, sheet: Sheet, metric: str) -> str:
     lines = [
         r"\begin{table}",
         r"\centering\scriptsize\setlength{\tabcolsep}{2pt}",
-        rf"\caption{{{_escape(caption)}}}",
+        rf"\caption{{{escape(caption)}}}",
         rf"\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', f'{block.source}-{block.out}-{metric}')}}}",
     ]
     stacked = list(_stacked(sheet))
@@ -78,7 +78,7 @@ def _tabular(sheet: Sheet, columns: range, last: bool) -> list[str]:
         lines += [r"\midrule"] * bool(sheet.head)
         lines.append(rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{\emph{{without a model}}}} \\")
         for label, cell in sheet.controls:
-            lines.append(rf"{_escape(label)} & \multicolumn{{{len(columns)}}}{{l}}{{{_text(cell)}}} \\")
+            lines.append(rf"{escape(label)} & \multicolumn{{{len(columns)}}}{{l}}{{{_text(cell)}}} \\")
     return [*lines, r"\bottomrule", r"\end{tabular}" if last else r"\end{tabular}\\[1ex]"]
 
 
@@ -90,12 +90,13 @@ def _text(entry: Entry) -> str:
     if entry is None:
         return "--"
     if isinstance(entry, str):
-        return _escape(entry)
+        return escape(entry)
     value = rf"\textbf{{{entry.text}}}" if entry.best else entry.text
     marks = r"\dagger" * entry.inversion + (rf"\ddagger{entry.nonfinite}" if entry.nonfinite else "")
     size = rf" {{\tiny {entry.size}}}" if entry.size else ""
     return rf"{value} {{\tiny {entry.interval}}}" + (f"$^{{{marks}}}$" if marks else "") + size
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """The text with everything that LaTeX would read as a command written out."""
     return "".join(_ESCAPES.get(character, character) for character in " ".join(text.split()))

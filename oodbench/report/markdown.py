@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from oodbench.report.grid import INVERSION, NONFINITE, Block, heading, notes
 from oodbench.report.sheet import Entry, Sheet, sheet
 
-__all__ = ["markdown"]
+__all__ = ["escape", "markdown"]
 
 _NO_MODEL = "*without a model*"
 
@@ -23,22 +23,22 @@ def _block(sheet: Sheet, metric: str) -> str:
     if sheet.controls:
         body += [[_NO_MODEL]] * bool(sheet.body)
         body += [[label, cell] for label, cell in sheet.controls]
-    lines = [[heading(metric), *map(_escape, titles[1:])], ["---"] * (1 + sheet.columns)]
+    lines = [[heading(metric), *map(escape, titles[1:])], ["---"] * (1 + sheet.columns)]
     lines += [[*map(_text, line), *[""] * (1 + sheet.columns - len(line))] for line in body]
     pair, images = sheet.headline
-    return "\n".join([f"### {_escape(pair)} ({images})", "", *("| " + " | ".join(line) + " |" for line in lines)])
+    return "\n".join([f"### {escape(pair)} ({images})", "", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
 def _text(entry: Entry) -> str:
     if entry is None:
         return "-"
     if isinstance(entry, str):
-        return entry if entry is _NO_MODEL else _escape(entry)
+        return entry if entry is _NO_MODEL else escape(entry)
     marks = INVERSION * entry.inversion + (f"{NONFINITE}{entry.nonfinite}" if entry.nonfinite else "")
     value = f"**{entry.text}**" if entry.best else entry.text
     return f"{value} {entry.interval}{marks}" + (f" {entry.size}" if entry.size else "")
 
 
-def _escape(name: str) -> str:
-    """Names come from users' plugins and paths."""
+def escape(name: str) -> str:
+    """The text with what Markdown would read as marks written out: names come from users' plugins and paths."""
     return re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(name.split()))
