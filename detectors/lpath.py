@@ -1,26 +1,50 @@
 """The likelihood's path: not one number of a variational autoencoder, but those that the number is made of."""
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from oodbench.detector import Columns, Detector
 from oodbench.registry import register
 
-__all__ = ["LPath", "LPathMahalanobis"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oodbench.models.noise import Noise
+    from oodbench.models.vae.vae import VAE
+
+__all__ = ["LPath", "LPathMahalanobis", "reconstruction_error"]
 
 # Sufficient for the encoder's and the decoder's densities up to the symmetries that they have.
-PATH = ("reconstruction", "posterior_mean_norm", "posterior_std_norm")
+PATH = ("reconstruction_error", "posterior_mean_norm", "posterior_std_norm")
+
+
+def _applies(model: Any) -> bool:
+    from oodbench.models.vae.vae import VAE
+
+    return isinstance(model, VAE)
+
+
+@register.statistic("reconstruction_error", applies=_applies)
+def reconstruction_error(model: "VAE", x: "Tensor", noise: "Noise") -> "Tensor":
+    """|x - E[x | z]| at the posterior's mean z, bytes 0 ... 255 as -1 ... 1
+
+    Takes uint8 (B, C, H, W) and returns (B,).
+    """
+    decoded = model.mean_image(model.posterior(x, noise).mean)
+    return (model.values(x) - decoded).flatten(1).norm(dim=1)
 
 
 @register.detector("lpath")
 class LPath(Detector):
-    """COPOD of (E_q[log P(x | z)], |mean of q(z | x)|, |standard deviation of q(z | x)|)
+    """COPOD of (|x - decoded x|, |mean of q(z | x)|, |standard deviation of q(z | x)|)
 
     Of each number the tails left and right of an image, as the validation images have them, are counted; a score sums
     the logarithms of left tails, of right tails, or of those to which the numbers are skewed, whichever is largest.
 
     Reference:
         Huang et al., "Rethinking Test-time Likelihood: The Likelihood Path Principle and Its Application to OOD
-        Detection", 2024, arXiv:2401.04933; the reconstruction's log-probability takes the place of |x - decoded x|.
+        Detection", 2024, arXiv:2401.04933.
         Li et al., "COPOD: Copula-Based Outlier Detection", ICDM 2020, arXiv:2009.09463, Algorithm 1, each image added
         to the validation images alone.
     """
@@ -50,7 +74,7 @@ class LPath(Detector):
 
 @register.detector("lpath_mahalanobis")
 class LPathMahalanobis(Detector):
-    """Mahalanobis distance of (E_q[log P(x | z)], |mean of q(z | x)|, |standard deviation of q(z | x)|)
+    """Mahalanobis distance of (|x - decoded x|, |mean of q(z | x)|, |standard deviation of q(z | x)|)
 
     Reference:
         As of `lpath`; one Gaussian fitted to the validation images.

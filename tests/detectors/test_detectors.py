@@ -44,7 +44,9 @@ def random_columns(rows: int, seed: int) -> Columns:
     values |= {"log_px_members": -1000 + 9 * random.normal(size=(rows, 4))}
     values |= {"attention_encoding": random.normal(size=(rows, 32))}
     values |= {name: 9 * random.random(rows) for name in ("latent_norm", "complexity_bits", "total_variation")}
-    values |= {name: 50 * random.random(rows) for name in ("regret", "elbo", "reconstruction", "kl")}
+    values |= {
+        name: 50 * random.random(rows) for name in ("regret", "elbo", "reconstruction", "kl", "reconstruction_error")
+    }
     values |= {name: random.random(rows) for name in ("posterior_mean_norm", "posterior_std_norm")}
     return Columns(values | {"pixels": random.integers(0, 256, (rows, D), dtype=np.uint8)}, D)
 

@@ -11,14 +11,14 @@ import torch
 from oodbench.detector import Columns
 from oodbench.errors import OodbenchError
 from oodbench.plugins import load_builtin
-from oodbench.registry import DETECTORS
+from oodbench.registry import DETECTORS, STATISTICS
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "models"))
 from tiny_models import noise_of, smooth_images, tiny
 
 load_builtin()
 
-PATH = ("reconstruction", "posterior_mean_norm", "posterior_std_norm")
+PATH = ("reconstruction_error", "posterior_mean_norm", "posterior_std_norm")
 
 
 def fitted(name: str, validation: Columns):
@@ -53,6 +53,17 @@ def test_on_a_manifold_the_reconstruction_grows_with_the_distance_from_the_surfa
     scores = fitted("reconstruction", columns).score(columns)
     assert (scores >= 0).all()  # weight x squared distance
     np.testing.assert_array_equal(scores, -columns["reconstruction"].astype(np.float64))
+
+
+@torch.no_grad()
+def test_the_reconstruction_error_is_the_distance_from_the_decoded_mean() -> None:
+    module, x, noise = tiny("vae-mlp", (1, 8, 8)), smooth_images(5, (1, 8, 8)), noise_of(5)
+    statistic = STATISTICS.get("reconstruction_error")
+    assert statistic.applies(module)
+    assert not statistic.applies(tiny("glow"))
+    decoded = module.mean_image(module.encode(x)[0])
+    expected = ((x / 127.5 - 1) - decoded).square().sum((1, 2, 3)).sqrt()
+    torch.testing.assert_close(statistic.function(module, x, noise), expected)
 
 
 def copod(known: np.ndarray, x: np.ndarray) -> float:
