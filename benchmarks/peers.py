@@ -1,6 +1,6 @@
-"""The speed of our flows beside normflows, nflows and zuko (the extra `bench`), at equal architectures.
+"""The speed of our models beside normflows, nflows, zuko and pythae (the extra `bench`), at equal architectures.
 
-    python benchmarks/peers.py --rows glow,glow-best,glow-train,spline,maf,bfloat16 --threads 2
+    python benchmarks/peers.py --rows glow,glow-best,glow-train,spline,maf,vae,bfloat16 --threads 2
 
 Everything of a row runs in one process and in turns (`turns.py`): read the ratios. Peers run as by default, with memory
 as glibc treats it of itself (`freed_memory.py`), and tuned, with memory kept as our engine keeps it. Glow's peers get
@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from typing import cast
 
+import importance
 import torch
 from bfloat16_error import precision_row
 from freed_memory import FreedMemory
@@ -38,6 +39,7 @@ from oodbench.engine.device import keep_freed_memory
 from oodbench.models.flows.flow import Flow
 from oodbench.models.flows.glow import Glow
 from oodbench.models.noise import Noise
+from oodbench.models.vae.latent import DECODER_ROWS
 
 
 def main() -> None:
@@ -211,12 +213,47 @@ def maf_row(arguments: argparse.Namespace) -> None:
     vector_row(arguments, "MAF, 784 numbers, 5 layers of 512 units", mafs(784, 5, 512), (1.2, 0.9))
 
 
+def vae_row(arguments: argparse.Namespace, n: int = 256, batch: int = 64, draws: int = 64) -> None:
+    """Importance-weighted likelihood; 4,096 decoded images a batch."""
+    torch.manual_seed(0)
+    model = importance.OneHidden(draws).eval()
+    theirs, loop = importance.pythae_vae(model), importance.Loop(model)
+    check_sizes({"ours": model, "pythae": theirs, "loop": loop}, axes=2)
+    pixels = (torch.rand(n, *importance.SHAPE) < 0.3).to(torch.uint8) * 255
+    bits = model.values(pixels)
+    peers: dict[str, Callable[[Tensor], object]] = {
+        "pythae": lambda part: theirs.get_nll(part, n_samples=draws, batch_size=draws),
+        "a loop over draws": loop,
+    }
+    contenders: dict[str, Callable[[], None]] = {}
+    for name, estimate in peers.items():
+        contenders[name] = importance.in_batches(estimate, bits, batch)
+        contenders[f"{name} + freed memory kept"] = importance.in_batches(estimate, bits, batch)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        contenders[f"ours {precision}"] = importance.ours(model, pixels, batch, dtype, side_by_side=True)
+        contenders[f"ours {precision}, no lanes"] = importance.ours(model, pixels, batch, dtype, side_by_side=False)
+        contenders[f"floor {precision}"] = importance.decoder_products(model, n, DECODER_ROWS, dtype)
+    print_table(
+        f"VAE 784-512-64, Bernoulli pixels, K = {draws}, batch {batch}, {n} images a turn",
+        in_turns(contenders, arguments.repeats, FreedMemory(4 * batch * 784)),
+        n,
+        [
+            Target("ours float32", "pythae", 3.5),
+            Target("ours float32", "tuned", 2),
+            Target("ours float32", "floor", 0.8),
+            Target("ours bfloat16", "pythae", 5),
+            Target("ours bfloat16", "tuned", 3),
+        ],
+    )
+
+
 ROWS: dict[str, Callable[[argparse.Namespace], None]] = {
     "glow": glow_row,
     "glow-best": glow_best_row,
     "glow-train": glow_training_row,
     "spline": spline_row,
     "maf": maf_row,
+    "vae": vae_row,
     "bfloat16": lambda _: precision_row(),
 }
 

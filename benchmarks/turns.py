@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 __all__ = ["Target", "in_turns", "print_table", "runs_as_by_default"]
 
@@ -41,10 +40,13 @@ def runs_as_by_default(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Target:
-    """What a contender is to reach: so many times the images/s of the best peer (default or tuned), or of the floor."""
+    """What a contender is to reach: so many times the images/s of another.
+
+    `of` is the best peer (default or tuned), the floor, or a contender by its name.
+    """
 
     contender: str
-    of: Literal["default", "tuned", "floor"]
+    of: str
     factor: float
 
 
@@ -71,8 +73,9 @@ def print_table(
         medians = f"{middle[name]:10.0f}{spread:8.0%}{_ratios(name, middle)}"
         print(f"{name:38}{medians} |{fastest[name]:9.0f}{_ratios(name, fastest)}")
     for target in targets:
-        name, other = target.contender, _rivals(middle)[target.of]
-        ratio, at_best = middle[name] / middle[other], fastest[name] / fastest[_rivals(fastest)[target.of]]
+        name, other = target.contender, _rivals(middle).get(target.of, target.of)
+        at_best = fastest[name] / fastest[_rivals(fastest).get(target.of, target.of)]
+        ratio = middle[name] / middle[other]
         said = "reached" if ratio >= target.factor else "NOT reached"
         print(f"  target: {name} / {other} >= {target.factor}: {ratio:.2f}, {said} ({at_best:.2f} at the fastest)")
     sys.stdout.flush()

@@ -39,8 +39,9 @@ class Gaussian(Posterior):
 
     def draw(self, noise: Noise, count: int) -> tuple[Tensor, Tensor]:
         e = noise.normal(tuple(self.mean.shape[1:]), "latent").to(self.mean.dtype)
-        mean, std = (t.repeat_interleave(count, 0) for t in (self.mean, self.std))
-        return mean + std * e, standard_normal_log_prob(e) - std.log().flatten(1).sum(1)
+        each = e.reshape(len(self.mean), count, *self.mean.shape[1:])
+        z = torch.addcmul(self.mean[:, None], self.std[:, None], each).flatten(0, 1)
+        return z, standard_normal_log_prob(e) - self.std.log().flatten(1).sum(1).repeat_interleave(count)
 
     def kl(self) -> Tensor:
         """Its summands for every latent (Kingma & Welling 2014, Appendix B)."""
