@@ -123,7 +123,9 @@ class Bernoulli:
         # log sigmoid(+-l) = (b - 1/2) l - |l| / 2 + log sigmoid(|l|), and of factors in [1/2, 1] one logarithm does.
         sizes = logits.abs()
         whole = torch.addcmul(-0.5 * sizes, bits - 0.5, logits).sum(1)
-        return whole + sum(part.prod(1).log() for part in sizes.sigmoid().split(_FACTORS, 1))
+        for part in torch.split(sizes.sigmoid(), _FACTORS, 1):
+            whole = whole + part.prod(1).log()
+        return whole
 
     def mean(self, parameters: Tensor) -> Tensor:
         return 2 * parameters.sigmoid() - 1
