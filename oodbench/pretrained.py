@@ -82,9 +82,12 @@ def entries(dataset: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def available_models(dataset: str, weights: Path | None = None, role: str = "model") -> list[str]:
-    """Names of the models that have weights for this in-distribution set, in registry order."""
-    names = {entry["model"] for _, entry in _candidates(dataset, weights) if entry["role"] == role}
+def available_models(
+    dataset: str, weights: Path | None = None, role: str = "model", seed: int | None = None
+) -> list[str]:
+    """Names of the models that have weights (of training `seed`) for this in-distribution set, in registry order."""
+    found = [entry for _, entry in _candidates(dataset, weights) if entry["role"] == role]
+    names = {entry["model"] for entry in found if seed in (None, entry["seed"])}
     return [name for name in MODELS if name in names]
 
 
@@ -95,19 +98,22 @@ def load_model(
     role: str = "model",
     preset: str | None = None,
     weights: Path | None = None,
+    seed: int | None = None,
 ) -> TrainedModel:
     """The model trained on `dataset`; `weights` names a file or a folder with an index instead of the usual places.
 
-    Of several in a folder, the small preset's seed 0 comes first. Raises `OodbenchError` where there are no such
-    weights, or where a file's hash is not the one in its index.
+    Of several in a folder, the small preset's training seed 0 comes first, unless `seed` says otherwise. Raises
+    `OodbenchError` where there are no such weights, or where a file's hash is not the one in its index.
     """
     MODELS.get(name)  # an unknown name is told before anything else
     for file, entry in _candidates(dataset, weights):
-        if (entry["model"], entry["role"]) == (name, role) and preset in (None, entry["preset"]):
+        wanted = preset in (None, entry["preset"]) and seed in (None, entry["seed"])
+        if (entry["model"], entry["role"]) == (name, role) and wanted:
             return _load(file, entry)
     what = f"{name}{' (background)' if role == 'background' else ''}"
     where = weights or "OODBENCH_PRETRAINED or the folder pretrained/"
     flag = (" --background" if role == "background" else "") + (f" --preset {preset}" if preset else "")
+    flag += f" --seed {seed}" if seed else ""
     raise OodbenchError(
         f"There are no weights of {what} for {dataset} in {where}: "
         f"make them with `oodbench train --model {name} --in {dataset}{flag}`."

@@ -17,6 +17,7 @@ _ESCAPES = {
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
     "→": r"$\rightarrow$",
+    "±": r"$\pm$",
     INVERSION: r"$^\dagger$",
     NONFINITE: r"$^\ddagger$",
     UNDERTRAINED: r"$^{\S}$",
@@ -61,6 +62,7 @@ def _text(entry: Entry) -> str:
     if isinstance(entry, str):
         return escape(entry)
     value = rf"\textbf{{{entry.text}}}" if entry.best else entry.text
+    value = value.replace("±", r"$\pm$")
     marks = r"\dagger" * entry.inversion + (rf"\ddagger{entry.nonfinite}" if entry.nonfinite else "")
     size = rf" {{\scriptsize {entry.size}}}" if entry.size else ""
     return rf"{value} {{\scriptsize {entry.interval}}}" + (f"$^{{{marks}}}$" if marks else "") + size
