@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ def run_records(
     *,
     results: Path | None = None,
     scores: Path | None = None,
+    seeds: Sequence[int] = (),
     must_apply: bool = True,
     **options: Unpack[Options],
 ) -> list[Record]:
@@ -52,8 +54,10 @@ def run_records(
 
     Without `in_` the embedded pairs; without `models` all with weights for the in-distribution set, and the model-free
     controls; without `detectors` all that apply. Records are kept in the folder `results`, per-image scores in the
-    folder `scores`; the other keywords are the fields of `How`. Wrong names, images or weights raise `OodbenchError`
-    before anything is computed, and so does, if it `must_apply`, a named detector that applies to no model.
+    folder `scores`. With `seeds`, everything is measured on the weights of each of these training seeds (of a named
+    model they are trained first where they are missing). The other keywords are the fields of `How`. Wrong names,
+    images or weights raise `OodbenchError` before anything is computed, and so does, if it `must_apply`, a named
+    detector that applies to no model.
     """
     how = How(**options)
     load_plugins(how.plugins)
@@ -61,7 +65,13 @@ def run_records(
         check_writable(folder)
     old = read_records(results) if results else []
     records: list[Record] = []
-    for trial, name, scored in measure(list(trials(in_, out, models, detectors, how, must_apply)), how):
+    todo: list[Trial] = []
+    training_seeds: Sequence[int | None] = seeds or [how.training_seed]
+    for training_seed in training_seeds:
+        known = {trial.test.name for trial in todo if trial.contender.model is None}
+        of_seed = trials(in_, out, models, detectors, replace(how, training_seed=training_seed), must_apply)
+        todo += [trial for trial in of_seed if trial.contender.model or trial.test.name not in known]
+    for trial, name, scored in measure(todo, how):
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # the bootstrap lets other threads run
             made = list(pool.map(partial(_record, trial, name, old=old, how=how), scored))
         records += made
@@ -118,6 +128,7 @@ def _record(trial: Trial, out: str, scored: Scored, *, old: list[Record], how: H
         "out": out,
         "model": trial.contender.name,
         "preset": model.entry["preset"] if model else None,
+        "training_seed": model.entry["seed"] if model else None,
         "weights_short": model.weights[:8] if model else None,
         "detector": scored.detector,
         "seed": how.seed,

@@ -75,6 +75,7 @@ app = typer.Typer(
         "oodbench run --in cifar10 --out svhn",
         "oodbench run --in cifar10 --out svhn --out cifar10+vflip --model glow --detector typicality --limit 2000",
         "oodbench run --in fashionmnist --out folder:~/scans --format markdown > table.md",
+        "oodbench run --in mnist --out kmnist --model glow --seeds 0,1,2",
         "oodbench run --in mnist --out kmnist --plugin my_score.py --detector my_score --scores scores/",
     )
 )
@@ -101,17 +102,16 @@ def run(
     from oodbench.benchmark import run_records
     from oodbench.report import table as render
 
-    records: list[dict[str, Any]] = []
-    for seed in seeds or [options["seed"]]:
-        records += run_records(
-            in_=in_,
-            out=out,
-            models=model,
-            detectors=detector,
-            results=results,
-            scores=scores,
-            **options | {"seed": seed},
-        )
+    records = run_records(
+        in_=in_,
+        out=out,
+        models=model,
+        detectors=detector,
+        results=results,
+        scores=scores,
+        seeds=seeds or [],
+        **options,
+    )
     typer.echo(render(records, format=format_.value).rstrip("\n"))
 
 
@@ -168,6 +168,7 @@ def suite(
         bool, typer.Option("--train", envvar="OODBENCH_TRAIN", help="Train the models that have no weights first.")
     ] = False,
     results: Results = Path("results"),
+    seeds: Seeds = None,
     format_: FormatOption = Format.TABLE,
     **options: Any,
 ) -> None:
@@ -179,7 +180,7 @@ def suite(
     from oodbench.report import suite_table
     from oodbench.suites.running import run_suite
 
-    shown, records = run_suite(name, in_, model, train=train, results=results, **options)
+    shown, records = run_suite(name, in_, model, train=train, results=results, seeds=seeds or [], **options)
     typer.echo(suite_table(shown, records, format=format_.value).rstrip("\n"))
 
 

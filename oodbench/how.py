@@ -18,6 +18,7 @@ class How:
     weights: Path | None = None  # a file or a folder with an index; None: the usual places
     plugins: Sequence[Path] = ()  # files that register detectors, statistics, models or data sets
     seed: int = 0  # of noise, subsets, groups and intervals
+    training_seed: int | None = None  # of the weights; None: whichever come first
     device: str = "auto"
     batch_size: int | Literal["auto"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"  # of networks
@@ -37,6 +38,7 @@ class Options(TypedDict, total=False):
     weights: Path | None
     plugins: Sequence[Path]
     seed: int
+    training_seed: int | None
     device: str
     batch_size: int | Literal["auto"]
     precision: Literal["float32", "bfloat16"]

@@ -160,7 +160,12 @@ Seed = Annotated[
 Seeds = Annotated[
     Any,
     typer.Option(
-        "--seeds", envvar="OODBENCH_SEEDS", parser=_seeds, metavar="S,S,...", help="Several seeds, such as 0,1,2."
+        "--seeds",
+        envvar="OODBENCH_SEEDS",
+        parser=_seeds,
+        metavar="S,S,...",
+        help="Training seeds, such as 0,1,2: weights of each, and their mean and spread in the table. "
+        "A named model without such weights is trained first.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", envvar="OODBENCH_DEVICE", help="auto, cpu, cuda, cuda:1 ...")]

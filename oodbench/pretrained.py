@@ -83,9 +83,12 @@ def entries(dataset: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def available_models(dataset: str, weights: Path | None = None, role: str = "model") -> list[str]:
-    """Names of the models that have weights for this in-distribution set, in registry order."""
-    names = {entry["model"] for _, entry in _candidates(dataset, weights) if entry["role"] == role}
+def available_models(
+    dataset: str, weights: Path | None = None, role: str = "model", seed: int | None = None
+) -> list[str]:
+    """Names of the models that have weights (of training `seed`) for this in-distribution set, in registry order."""
+    found = [entry for _, entry in _candidates(dataset, weights) if entry["role"] == role]
+    names = {entry["model"] for entry in found if seed in (None, entry["seed"])}
     return MODELS.ordered(names)
 
 
@@ -100,8 +103,8 @@ def load_model(
 ) -> TrainedModel:
     """The model trained on `dataset`; `weights` names a file or a folder with an index instead of the usual places.
 
-    Of several in a folder, the small preset's seed 0 comes first. Raises `OodbenchError` where there are no such
-    weights, or where a file's hash is not the one in its index.
+    Of several in a folder, the small preset's training seed 0 comes first, unless `seed` says otherwise. Raises
+    `OodbenchError` where there are no such weights, or where a file's hash is not the one in its index.
     """
     MODELS.get(name)  # an unknown name is told before anything else
     for file, entry in _matching(name, dataset, role, preset, seed, weights):

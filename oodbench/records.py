@@ -19,7 +19,7 @@ Record = dict[str, Any]
 """One detector (and group size, and seed) of one model on one pair, with the keys of DESIGN.md."""
 
 # Written once in a file; everything else belongs to an entry.
-_SHARED = ("schema", "in", "out", "model", "preset", "weights_short", "likelihood", "undertrained")
+_SHARED = ("schema", "in", "out", "model", "preset", "training_seed", "weights_short", "likelihood", "undertrained")
 _SHARED_PROVENANCE = ("weights", "data", "adaptation")
 _REQUIRED = {"in", "out", "model", "detector", "group_size", "seed", "metrics"}
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from oodbench.data import Images
 from oodbench.detector import EVERY_COLUMN, Detector
@@ -122,23 +123,26 @@ def contenders(
     found = []
     for model in trained:
         with _skipping(model.name):
-            found.append(_contender(model, rest, how.weights))
+            found.append(_contender(model, rest, how))
     missing = [name for name in detectors or () if name in rest and not any(name in c.detectors for c in found)]
     if missing and must_apply:
         needs = ", ".join(_detector(missing[0]).needs)
+        seed = f" --seed {how.training_seed}" if how.training_seed else ""
         raise OodbenchError(
             f"The detector {missing[0]!r} applies to no model here: it needs {needs}. "
-            f"(A background model is trained by `oodbench train --model MODEL --in {images.name} --background`.)"
+            f"(A background model is trained by `oodbench train --model MODEL --in {images.name} --background{seed}`.)"
         )
     found = [contender for contender in found if contender.detectors]
     return found + ([Contender(None, None, controls)] if controls else [])
 
 
 def _models(images: Images, models: Sequence[str] | None, how: How) -> list[TrainedModel]:
-    there = available_models(images.name, how.weights)
+    seed = how.training_seed
+    there = available_models(images.name, how.weights, seed=seed)
     if not (models or there):
+        of_seed = "" if seed is None else f" of seed {seed}"
         print(
-            f"oodbench: there are no weights for {images.name}; only model-free controls can run. "
+            f"oodbench: there are no weights{of_seed} for {images.name}; only model-free controls can run. "
             "Name a model with --model to train it first.",
             file=sys.stderr,
         )
@@ -146,16 +150,16 @@ def _models(images: Images, models: Sequence[str] | None, how: How) -> list[Trai
     for name in models or there:
         with _skipping(name):
             if name in there:
-                trained.append(load_model(name, images.name, weights=how.weights))
+                trained.append(load_model(name, images.name, weights=how.weights, seed=seed))
             elif how.weights is not None:
-                load_model(name, images.name, weights=how.weights)  # says what is missing
+                load_model(name, images.name, weights=how.weights, seed=seed)  # says what is missing
             else:
                 from oodbench.training import train
 
-                print(f"oodbench: {name} has no weights for {images.name}: training the small preset.", file=sys.stderr)
-                trained.append(
-                    train(name, images.name, data_root=how.data_root, device=how.device, progress=how.progress)
-                )
+                what = "the small preset" + (f" with seed {seed}" if seed else "")
+                print(f"oodbench: {name} has no such weights for {images.name}: training {what}.", file=sys.stderr)
+                common: dict[str, Any] = {"data_root": how.data_root, "device": how.device, "progress": how.progress}
+                trained.append(train(name, images.name, seed=seed or 0, **common))
     for model in trained:
         if model.entry["data_fingerprint"] != images.fingerprint:
             print(
@@ -186,10 +190,10 @@ def tell_skipped(who: str, error: Exception) -> None:
     print(f"oodbench: skipped {who}: {' '.join(what.split())}", file=sys.stderr)
 
 
-def _contender(model: TrainedModel, detectors: Sequence[str], weights: Path | None) -> Contender:
-    background = None
-    if model.name in available_models(model.dataset, weights, role="background"):
-        background = load_model(model.name, model.dataset, role="background", weights=weights)
+def _contender(model: TrainedModel, detectors: Sequence[str], how: How) -> Contender:
+    background, seed = None, how.training_seed  # the companion has the model's seed
+    if model.name in available_models(model.dataset, how.weights, role="background", seed=seed):
+        background = load_model(model.name, model.dataset, role="background", weights=how.weights, seed=seed)
 
     def there(need: str) -> bool:
         own, companion = need.removesuffix(BACKGROUND), need.endswith(BACKGROUND)

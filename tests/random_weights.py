@@ -18,11 +18,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def save_random(folder: Path | None, model: str, dataset: str = "digits", **changed: Any) -> TrainedModel:
-    """Weights of `model` drawn with the seed `changed["seed"]`; `changed` are fields of the index row."""
+    """Weights of `model` drawn with its seed and role; `changed` are fields of the index row."""
     images = load(dataset, "train")
     shape = in_domain(images).shape
     with torch.random.fork_rng():
-        torch.manual_seed(changed.get("seed", 0))
+        torch.manual_seed(2 * changed.get("seed", 0) + (changed.get("role") == "background"))
         module = MODELS.get(model)(shape, **CONFIGS[model])
         for parameter in module.parameters():
             parameter.data += 0.02 * torch.randn_like(parameter)

@@ -73,7 +73,7 @@ def test_run_without_arguments_leaves_everything_to_the_benchmark(calls: list[An
     result = invoke("run")
     assert result.exit_code == 0, result.output
     assert calls == [
-        ("run_records", (), DEFAULTS | {"scores": None}),
+        ("run_records", (), DEFAULTS | {"scores": None, "seeds": []}),
         ("table", ([RECORD],), {"format": "table"}),
     ]
     assert result.stdout == "the table\n"
@@ -90,16 +90,15 @@ def test_run_hands_every_option_on(calls: list[Any]) -> None:
         "in_": ["cifar10"], "out": ["svhn", "cifar10+vflip"], "models": ["glow", "vae"], "detectors": ["likelihood"],
         "data_root": Path("d"), "results": Path("r"), "seed": 3, "device": "cuda:1", "batch_size": 64,
         "precision": "bfloat16", "limit": 9, "plugins": [Path("a.py"), Path("b.py")], "weights": Path("w"),
-        "scores": Path("s"),
+        "scores": Path("s"), "seeds": [],
     }  # fmt: skip
     assert type(calls[0][2]["precision"]) is str
     assert calls[1][2] == {"format": "latex"}
 
 
-def test_run_with_several_seeds_makes_one_table_of_all(calls: list[Any]) -> None:
+def test_training_seeds_are_those_of_weights_and_not_of_noise(calls: list[Any]) -> None:
     assert invoke("run --seeds 0,1,2").exit_code == 0
-    assert [keywords.get("seed") for _, _, keywords in calls] == [0, 1, 2, None]
-    assert calls[-1][1] == ([RECORD] * 3,)
+    assert (calls[0][2]["seeds"], calls[0][2]["seed"]) == ([0, 1, 2], 0)
 
 
 def test_options_come_from_the_environment_too(calls: list[Any]) -> None:
@@ -108,8 +107,8 @@ def test_options_come_from_the_environment_too(calls: list[Any]) -> None:
         OODBENCH_PLUGIN="a.py:b.py", OODBENCH_SEEDS="4", OODBENCH_FORMAT="csv", OODBENCH_SCORES="s",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    changed = {"in_": ["mnist"], "out": ["kmnist", "omniglot"], "data_root": Path("root"), "batch_size": 7, "seed": 4,
-               "plugins": [Path("a.py"), Path("b.py")], "scores": Path("s")}  # fmt: skip
+    changed = {"in_": ["mnist"], "out": ["kmnist", "omniglot"], "data_root": Path("root"), "batch_size": 7,
+               "seeds": [4], "plugins": [Path("a.py"), Path("b.py")], "scores": Path("s")}  # fmt: skip
     assert calls[0][2] == DEFAULTS | changed
     assert calls[1][2] == {"format": "csv"}
 
@@ -161,7 +160,7 @@ def test_suite_hands_every_option_on_and_prints_one_table(calls: list[Any]) -> N
         (
             "run_suite",
             ("nalisnick2019", ["cifar10"], ["glow"]),
-            common | {"train": True, "limit": 9, "results": Path("r")},
+            common | {"train": True, "seeds": [], "limit": 9, "results": Path("r")},
         ),
         ("suite_table", ("the paper", [RECORD]), {"format": "latex"}),
     ]

@@ -18,7 +18,7 @@ def test_the_keywords_of_public_functions_are_the_fields() -> None:
 def test_the_commands_options_are_fields_with_the_same_defaults() -> None:
     defaults = {field.name: field.default for field in fields(How)}
     given = {name: each.default for name, each in inspect.signature(_common).parameters.items()}
-    assert given.keys() == defaults.keys() - {"progress"}
+    assert given.keys() == defaults.keys() - {"progress", "training_seed"}
     assert {name: default or None for name, default in given.items()} == {
         name: defaults[name] or None for name in given
     }

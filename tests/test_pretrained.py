@@ -95,6 +95,19 @@ def test_roles_presets_and_seeds_lie_side_by_side_and_the_usual_one_comes_first(
     assert value_of(load_model("pixelcnn", "toys", preset="small")) == 4
 
 
+def test_weights_of_another_training_seed_are_found_by_it(places):
+    for number, seed in enumerate((0, 1, 2)):
+        save(places / "w", number, seed=seed)
+    save(places / "w", 9, seed=1, role="background")
+    asked = {"weights": places / "w"}
+    assert [value_of(load_model("pixelcnn", "toys", seed=seed, **asked)) for seed in (None, 0, 1, 2)] == [0, 0, 1, 2]
+    assert value_of(load_model("pixelcnn", "toys", role="background", seed=1, **asked)) == 9
+    assert available_models("toys", places / "w", seed=2) == ["pixelcnn"]
+    assert available_models("toys", places / "w", seed=3) == []
+    assert available_models("toys", places / "w", "background", seed=0) == []
+    assert "--in toys --seed 3`" in message_of(load_model, "pixelcnn", "toys", seed=3, **asked)
+
+
 def test_saving_again_replaces_the_row_and_keeps_the_others(places):
     save(places / "w", 1, model="pixelcnn")
     save(places / "w", 2, dataset="others")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 
 from oodbench.evaluation import METRICS
 from oodbench.records import Record, data_hash
@@ -16,7 +17,11 @@ INVERSION, NONFINITE, UNDERTRAINED = "†", "‡", "§"
 
 @dataclass
 class Cell:
-    """One metric of one detector, over all its seeds."""
+    """One metric of one detector, over all its seeds.
+
+    Over several training seeds `value` is the mean, `spread` the standard deviation (n - 1), and the interval the mean
+    of the seeds' sampling intervals.
+    """
 
     value: float
     low: float
@@ -27,11 +32,14 @@ class Cell:
     n: tuple[int, int]  # (in, out): images, or groups of them
     subset: bool = False  # fewer images than the block has: n must be shown
     best: bool = False
+    spread: float | None = None  # over training seeds
+    trainings: int = 1  # how many of them
+    lacking: bool = False  # fewer trainings than the column has
 
     @property
     def text(self) -> str:
-        """The value, `0.843`."""
-        return f"{self.value:.3f}"
+        """The value, `0.843`, or with the spread over training seeds `0.843 ± .012`."""
+        return f"{self.value:.3f}" + ("" if self.spread is None else f" ± {short(self.spread)}")
 
     @property
     def interval(self) -> str:
@@ -40,8 +48,9 @@ class Cell:
 
     @property
     def size(self) -> str:
-        """`n = 200 / 200` where fewer images were scored than the block says, else nothing."""
-        return f"n = {self.n[0]:,} / {self.n[1]:,}" if self.subset else ""
+        """`n = 200 / 200` where fewer images were scored than the block says, or fewer seeds trained; else nothing."""
+        images = f"n = {self.n[0]:,} / {self.n[1]:,}" if self.subset else ""
+        return ", ".join(filter(None, [images, f"{self.trainings} trained" if self.lacking else ""]))
 
 
 @dataclass
@@ -54,6 +63,7 @@ class Column:
     bits_per_dim: str
     images: tuple[int, int]
     undertrained: bool
+    training_seeds: tuple[int, ...]  # more than one: all numbers are means over them
     cells: dict[str, Cell] = field(default_factory=dict)  # by row label
 
 
@@ -109,6 +119,8 @@ def notes(shown: Sequence[Block], bold: bool = False) -> list[str]:
     seeds = sorted({seed for block in shown for seed in block.seeds})
     sources = sorted({(n, f.source) for block in shown for found in block.published.values() for f, n in found})
     read = " ".join(f"({number}) {source}." for number, source in sources)
+    trained = sorted({seed for block in shown for c in block.columns if len(c.training_seeds) > 1
+                      for seed in c.training_seeds})  # fmt: skip
     sentences = {
         "Bold: the best single-image score in a model's column, controls included.": bold,
         "A density on a manifold has no bits/dim and is not ranked: no score in its column is bold.": any(
@@ -124,6 +136,8 @@ def notes(shown: Sequence[Block], bold: bool = False) -> list[str]:
         "@b: one score for a group of b images.": any(cell.group_size > 1 for cell in cells),
         f"Published: for others' weights and images. {read}": bool(sources),
         f"Mean over seeds {', '.join(map(str, seeds))}; intervals from the lowest to the highest end.": len(seeds) > 1,
+        f"±: standard deviation over trainings with the seeds {', '.join(map(str, trained))}, beside their mean; in "
+        "brackets the mean of their 95 % sampling intervals.": any(cell.spread is not None for cell in cells),
     }
     return [sentence for sentence, used in sentences.items() if used]
 
@@ -134,12 +148,10 @@ def short(number: float) -> str:
 
 
 def _block(records: list[Record], out: str, metric: str) -> Block:
-    keys = sorted({_model(record) for record in records if record["model"] != "none"}, key=_model_order)
+    models = _merged([record for record in records if record["model"] != "none"])
+    keys = sorted(models, key=_model_order)
     names = [key[0] for key in keys]
-    columns = [
-        _column([r for r in records if _model(r) == key], key, metric, with_weights=names.count(key[0]) > 1)
-        for key in keys
-    ]
+    columns = [_column(models[key], key, metric, with_weights=names.count(key[0]) > 1) for key in keys]
     free = [record for record in records if record["model"] == "none"]
     sizes = [column.images for column in columns] + ([_images(free)] if free else [])
     images = max(size[0] for size in sizes), max(size[1] for size in sizes)
@@ -171,7 +183,7 @@ def _column(records: list[Record], key: tuple[str, str, str], metric: str, with_
     name, preset, weights = key
     first = min(records, key=lambda record: (record["group_size"], record["seed"], -record["n_in"] - record["n_out"]))
     draws = next((record["draws"] for record in records if record.get("draws")), None)
-    bits = first.get("bits_per_dim") or {}
+    bits = _mean_bits(records)
     images = _images(records)
     likelihood, remark = str(first.get("likelihood") or "-"), first.get("remark")
     return Column(
@@ -180,22 +192,45 @@ def _column(records: list[Record], key: tuple[str, str, str], metric: str, with_
         ranked=likelihood not in UNRANKED,
         bits_per_dim=f"{_bits(bits.get('in'))} / {_bits(bits.get('out'))}" if bits else "-",
         images=images,
-        undertrained=bool(first.get("undertrained")),
+        undertrained=any(record.get("undertrained") for record in records),
+        training_seeds=tuple(sorted({r["training_seed"] for r in records if r.get("training_seed") is not None})),
         cells=_cells_of(records, images, metric),
     )
 
 
 def _cells_of(records: list[Record], images: tuple[int, int], metric: str) -> dict[str, Cell]:
     cells = {}
+    trainings = len({_model(record) for record in records})
     for label in _labels(records):
         cell = _cell([record for record in records if _label(record) == label], metric)
         if cell is not None:
+            cell.lacking = cell.trainings < trainings
             cell.subset = cell.n != (images[0] // cell.group_size, images[1] // cell.group_size)
             cells[label] = cell
     return cells
 
 
 def _cell(records: list[Record], metric: str) -> Cell | None:
+    """One detector's trainings together: the mean of values and of interval ends, and the values' spread."""
+    weights = list(dict.fromkeys(_model(record) for record in records))
+    of_each = [_cell_of_one([r for r in records if _model(r) == one], metric) for one in weights]
+    cells = [cell for cell in of_each if cell is not None]
+    if len(cells) < 2:
+        return cells[0] if cells else None
+    return Cell(
+        value=fmean(cell.value for cell in cells),
+        low=fmean(cell.low for cell in cells),
+        high=fmean(cell.high for cell in cells),
+        inversion=fmean(record["metrics"]["auroc"]["high"] for record in records) < 0.5,
+        nonfinite=sum(cell.nonfinite for cell in cells),
+        group_size=cells[0].group_size,
+        n=min(cell.n for cell in cells),
+        spread=stdev(cell.value for cell in cells),
+        trainings=len(cells),
+    )
+
+
+def _cell_of_one(records: list[Record], metric: str) -> Cell | None:
     """One detector's seeds together: the mean, and an interval from the lowest to the highest end."""
     found = [record["metrics"][metric] for record in records if record["metrics"].get(metric)]
     found = [numbers for numbers in found if None not in numbers.values()]
@@ -219,7 +254,7 @@ def _mark_best(block: Block, metric: str) -> None:
         rivals = [cell for cell in [*cells.values(), *block.controls.values()] if cell.group_size == 1]
         best = better((cell.value for cell in rivals), default=None)
         for cell in rivals:
-            cell.best = cell.best or (best is not None and cell.text == f"{best:.3f}")
+            cell.best = cell.best or (best is not None and f"{cell.value:.3f}" == f"{best:.3f}")
 
 
 def _cells(block: Block) -> list[Cell]:
@@ -245,6 +280,29 @@ def _labels(records: Iterable[Record]) -> list[str]:
 def _model(record: Record) -> tuple[str, str, str]:
     weights = record.get("provenance", {}).get("weights")
     return record["model"], record.get("preset") or "", weights or ""
+
+
+def _merged(records: list[Record]) -> dict[tuple[str, str, str], list[Record]]:
+    """The records by model; weights of one model and preset that differ in their training seed are one model."""
+    found: dict[tuple[str, str, str], list[Record]] = {}
+    for record in records:
+        found.setdefault(_model(record), []).append(record)
+    families: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
+    for key in found:
+        families.setdefault(key[:2], []).append(key)
+    for keys in families.values():
+        seeds = {found[key][0].get("training_seed") for key in keys}
+        if len(keys) > 1 and len(seeds) == len(keys) and None not in seeds:
+            found[keys[0]] = [record for key in keys for record in found.pop(key)]
+    return found
+
+
+def _mean_bits(records: list[Record]) -> dict[str, float]:
+    """Bits/dim of either side, the mean over trainings; a side that nobody knows is left out."""
+    ordered = sorted(records, key=lambda r: (r["group_size"], r["seed"], -r["n_in"] - r["n_out"]))
+    first = {_model(record): record.get("bits_per_dim") or {} for record in reversed(ordered)}
+    known = {side: [bits[side] for bits in first.values() if bits.get(side) is not None] for side in ("in", "out")}
+    return {side: fmean(values) for side, values in known.items() if values}
 
 
 def _model_order(key: tuple[str, str, str]) -> tuple[int, int, tuple[str, str, str]]:

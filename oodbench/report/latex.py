@@ -19,6 +19,7 @@ _ESCAPES = {
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
     "→": r"$\rightarrow$",
+    "±": r"$\pm$",
     INVERSION: r"$^\dagger$",
     NONFINITE: r"$^\ddagger$",
     UNDERTRAINED: r"$^{\S}$",
@@ -92,6 +93,7 @@ def _text(entry: Entry) -> str:
     if isinstance(entry, str):
         return escape(entry)
     value = rf"\textbf{{{entry.text}}}" if entry.best else entry.text
+    value = value.replace("±", r"$\pm$")
     marks = r"\dagger" * entry.inversion + (rf"\ddagger{entry.nonfinite}" if entry.nonfinite else "")
     size = rf" {{\tiny {entry.size}}}" if entry.size else ""
     return rf"{value} {{\tiny {entry.interval}}}" + (f"$^{{{marks}}}$" if marks else "") + size

@@ -106,7 +106,7 @@ def _tex(entry: Entry) -> str:
     if entry is None:
         return "--"
     if isinstance(entry, str):
-        escaped = latex.escape(entry).replace("±", r"$\pm$")
+        escaped = latex.escape(entry)
         return re.sub(r"(?<![\w.$-])-(?=[.\d])", "$-$", escaped)  # a sign, not a hyphen
     value = rf"\textbf{{{_tex(entry.text)}}}" if entry.bold else _tex(entry.text)
     interval = rf" {{\scriptsize {_tex(entry.interval)}}}" if entry.interval else ""

@@ -19,7 +19,7 @@ _RENDERERS: dict[str, Callable[..., str]] = {"table": terminal, "markdown": mark
 
 FORMATS = (*_RENDERERS, "csv", "json")
 
-_FACTS = ("schema", "in", "out", "model", "preset", "detector", "group_size", "seed", "n_in", "n_out")
+_FACTS = ("schema", "in", "out", "model", "preset", "detector", "group_size", "seed", "training_seed", "n_in", "n_out")
 _PROVENANCE = ("seconds_per_image", "weights")
 _MORE = ("likelihood", "nonfinite", "inversion", "undertrained", "draws")
 
@@ -35,9 +35,9 @@ def table(
 
     `table`, `markdown` and `latex` show one metric ("auroc", "aupr_in", "aupr_out" or "fpr95") with its intervals, a
     block a pair, with `rows` of "detectors" (a model is a column) or "models" ("auto" by their number); several seeds
-    of one cell are averaged; `published` adds papers' AUROCs of the same pairs and detectors. `csv` (a line a record)
-    and `json` hold every metric. Raises `OodbenchError` for an unknown format, metric or kind of rows, and where these
-    three have nothing to show.
+    of one cell are averaged, and the spread over training seeds stands beside the sampling interval. `published` adds
+    papers' AUROCs of the same pairs and detectors. `csv` (a line a record) and `json` hold every metric. Raises
+    `OodbenchError` for an unknown format, metric or kind of rows, and where these three have nothing to show.
     """
     if format not in FORMATS:
         raise OodbenchError(f"Unknown format {format!r}: there are {', '.join(FORMATS)}.")

@@ -24,6 +24,7 @@ def run_suite(
     *,
     train: bool = False,
     results: Path | None = None,
+    seeds: Sequence[int] = (),
     **options: Unpack[Options],
 ) -> tuple[Suite, list[Record]]:
     """The suite (or its part with these in-distribution sets and models) and its records, pairs in the suite's order.
@@ -42,15 +43,17 @@ def run_suite(
     for data_set in dict.fromkeys(name for pair in suite.pairs for name in (pair.in_, *pair.out)):
         how.load(data_set, "test")
     if not train:
-        _check_weights(suite, how.weights)
+        _check_weights(suite, how.weights, seeds)
     records: dict[tuple[object, ...], Record] = {}
     detectors = list(dict.fromkeys(split_label(label)[0] for label in suite.detectors))
     for pair in suite.pairs:
         for limit in dict.fromkeys(suite.limit_of(model) for model in pair.models):
             alike = [model for model in pair.models if suite.limit_of(model) == limit]
             asked = options if how.limit is not None else options | {"limit": limit}
-            for record in run_records(pair.in_, pair.out, alike, detectors, results=results, must_apply=False, **asked):
-                key = tuple(record[key] for key in ("in", "out", "model", "detector", "group_size"))
+            for record in run_records(
+                pair.in_, pair.out, alike, detectors, results=results, seeds=seeds, must_apply=False, **asked
+            ):
+                key = tuple(record[key] for key in ("in", "out", "model", "training_seed", "detector", "group_size"))
                 # A control runs once for every limit; the most images count.
                 if key not in records or record["n_in"] > records[key]["n_in"]:
                     records[key] = record
@@ -67,15 +70,17 @@ def run_suite(
     return suite, kept
 
 
-def _check_weights(suite: Suite, weights: Path | None) -> None:
+def _check_weights(suite: Suite, weights: Path | None, seeds: Sequence[int]) -> None:
     """Raises `OodbenchError` naming all models that have no weights for one of their in-distribution sets."""
     missing: dict[str, list[str]] = {}
+    wanted: Sequence[int | None] = seeds or [None]
     for pair in suite.pairs:
-        there = available_models(pair.in_, weights)
-        for model in pair.models:
-            if model not in there and pair.in_ not in missing.setdefault(model, []):
-                missing[model].append(pair.in_)
-    missing = {model: sets for model, sets in missing.items() if sets}
+        for seed in wanted:
+            there = available_models(pair.in_, weights, seed=seed)
+            which = pair.in_ + (f" --seed {seed}" if seed else "")
+            for model in (model for model in pair.models if model not in there):
+                if which not in missing.setdefault(model, []):
+                    missing[model].append(which)
     if missing:
         what = "; ".join(f"{model} for {' and '.join(sets)}" for model, sets in missing.items())
         model, sets = next(iter(missing.items()))

@@ -163,6 +163,65 @@ def test_the_likelihood_comes_first_and_the_order_of_records_does_not_matter(rec
     assert labels == ["likelihood", "input_complexity", "typicality", "typicality@10", "compressed_size"]
 
 
+def trained(make_record, seed, value, **changed):
+    return make_record(value=value, training_seed=seed, provenance={"weights": f"{seed}" * 64}, **changed)
+
+
+@pytest.mark.parametrize("format", ["table", "markdown", "latex"])
+def test_training_seeds_are_one_column_with_their_spread_beside_the_sampling_interval(make_record, format):
+    values = {0: 0.70, 1: 0.72, 2: 0.77}
+    bits = {0: 3.0, 1: 3.3, 2: 3.6}
+    text = table(
+        [
+            trained(make_record, seed, value, half=0.02 * (1 + seed), bits_per_dim={"in": bits[seed], "out": 2.61})
+            for seed, value in values.items()
+        ],
+        format,
+    )
+    text = text.replace(r"$\pm$", "±").replace(r"{\scriptsize ", "").replace("**", "").replace(r"\textbf{", "")
+    assert "0.730 ± .036" in text  # the standard deviation with n - 1
+    assert "[.690, .770]" in text  # the mean interval, of half width 0.04, and not from the lowest to the highest end
+    assert "3.30 / 2.61" in text
+    assert "trainings with the seeds 0, 1, 2" in text
+    assert "lowest to the highest" not in text
+
+
+def test_only_weights_that_differ_by_their_seed_are_one_model(make_record):
+    first = trained(make_record, 0, 0.7)
+    apart = {
+        "another preset": trained(make_record, 1, 0.9, preset="paper"),
+        "an unknown seed": make_record(value=0.9, provenance={"weights": "5" * 64}),
+        "the same seed twice": make_record(value=0.9, training_seed=0, provenance={"weights": "5" * 64}),
+    }
+    for other in apart.values():
+        text = table([first, other])
+        assert "0.700 [" in text
+        assert "0.900 [" in text
+        assert "±" not in text
+    assert "0.800 ± .141" in table([first, trained(make_record, 1, 0.9)])
+
+
+def test_a_score_of_fewer_trainings_says_so(make_record):
+    records = [trained(make_record, seed, 0.7) for seed in (0, 1, 2)]
+    records += [trained(make_record, seed, 0.8 + seed / 10, detector="annulus") for seed in (0, 1)]
+    text = table([*records, trained(make_record, 2, 0.9, detector="volume")])
+    assert row(text, "likelihood").endswith("[.690, .710]")
+    assert row(text, "annulus").endswith("2 trained")
+    assert "0.850 ± .071" in row(text, "annulus")
+    assert "±" not in row(text, "volume")
+    assert row(text, "volume").endswith("1 trained")
+
+
+def test_the_inversion_of_a_mean_is_that_of_the_mean_interval(make_record):
+    def marked(*values):
+        text = table([trained(make_record, seed, value) for seed, value in enumerate(values)])
+        return "†" in text
+
+    assert marked(0.3, 0.4)
+    assert marked(0.2, 0.6)  # a mean of 0.41 at most
+    assert not marked(0.3, 0.9)
+
+
 def test_controls_alone_make_a_table(records):
     for format in FORMATS:
         assert "compressed" in table([record for record in records if record["model"] == "none"], format)
