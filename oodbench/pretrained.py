@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ def load_model(
     flag += f" --seed {seed}" if seed else ""
     raise OodbenchError(
         f"There are no weights of {what} for {dataset} in {where}: "
-        f"make them with `oodbench train --model {name} --in {dataset}{flag}`."
+        f"make them with `oodbench train --model {shlex.quote(name)} --in {dataset}{flag}`."
     )
 
 

@@ -1,5 +1,6 @@
 """Runs a suite, pair by pair, through the ordinary `run`."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,6 +86,6 @@ def _check_weights(suite: Suite, weights: Path | None, seeds: Sequence[int]) -> 
         what = "; ".join(f"{model} for {' and '.join(sets)}" for model, sets in missing.items())
         model, sets = next(iter(missing.items()))
         raise OodbenchError(
-            f"The suite {suite.name} lacks the weights of {what}: make them with `oodbench train --model {model} --in "
-            f"{sets[0]}` and so on (or all with --train), or name what to run with --model and --in."
+            f"The suite {suite.name} lacks the weights of {what}: make them with "
+            f"`oodbench train --model {shlex.quote(model)} --in {sets[0]}` and so on (or all with --train), or name what to run with --model and --in."
         )
