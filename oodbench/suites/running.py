@@ -87,5 +87,6 @@ def _check_weights(suite: Suite, weights: Path | None, seeds: Sequence[int]) -> 
         model, sets = next(iter(missing.items()))
         raise OodbenchError(
             f"The suite {suite.name} lacks the weights of {what}: make them with "
-            f"`oodbench train --model {shlex.quote(model)} --in {sets[0]}` and so on (or all with --train), or name what to run with --model and --in."
+            f"`oodbench train --model {shlex.quote(model)} --in {sets[0]}` and so on (or all with --train), "
+            "or name what to run with --model and --in."
         )
