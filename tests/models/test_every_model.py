@@ -16,11 +16,8 @@ from oodbench.pretrained import load_model, save_model
 from oodbench.registry import MODELS
 
 every_model = pytest.mark.parametrize("name", CONFIGS)
-SURROGATES = {
-    "rectangular",
-    "two-step",
-    "vqvae-bridge",
-}  # their losses' gradients are on purpose not the losses': see their own tests
+# Their losses' gradients are on purpose not the losses': see their own tests.
+SURROGATES = {"rectangular", "two-step", "vqvae-bridge", "cygen"}
 
 
 def test_every_built_in_model_is_tested_here():
@@ -167,6 +164,9 @@ def plain(config: dict[str, Any]) -> list[Any]:
         ("vae", (1, 6, 8), {}),
         ("vae", (3, 8, 9), {}),
         ("vae", (3, 8, 8), {"draws": 0}),
+        ("cygen", (1, 8, 8), {"draws": 1}),
+        ("cygen", (1, 8, 8), {"weight": -0.5}),
+        ("cygen", (1, 8, 8), {"warm_up": 1.5}),
         ("vqvae-bridge", (1, 8, 8), {"latents": 9}),
         ("vqvae-bridge", (1, 8, 8), {"codes": 1}),
         ("vqvae-bridge", (1, 6, 8), {"network": "maps"}),

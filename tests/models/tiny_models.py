@@ -27,6 +27,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "inflow": {"levels": 1, "steps": 4, "hidden": 12, "references": 20},
     "vae": {"latents": 4, "hidden": 12, "mixtures": 2, "draws": 3},
     "vae-mlp": {"latents": 4, "hidden": 12, "draws": 3},
+    "cygen": {"latents": 4, "hidden": 12, "draws": 3, "training_draws": 2, "chain": 3},
     "vqvae-bridge": {"latents": 4, "codes": 8, "hidden": 12, "draws": 3, "steps": 3, "reverse_hidden": 16},
     "pixelcnn": {"layers": 2, "filters": 12},
     "pixelcnn++": {"residuals": 1, "filters": 8, "mixtures": 2},
