@@ -222,6 +222,7 @@ MODELS: ModelRegistry = ModelRegistry(
             "oodbench.models.vae.vqvae_bridge:VQVAEBridge",
             "Discrete codes with a diffusion bridge as their prior (Cohen et al. 2022)",
         ),
+        "cygen": ("oodbench.models.vae.cygen:CyGen", "Two compatible conditionals and no prior (Liu et al. 2021)"),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",
             "Gated PixelCNN with a 256-way softmax (van den Oord et al. 2016)",

@@ -17,7 +17,7 @@ from oodbench.registry import MODELS
 
 every_model = pytest.mark.parametrize("name", CONFIGS)
 # Their losses' gradients are on purpose not the losses': see their own tests.
-SURROGATES = {"rectangular", "two-step", "svae", "vqvae-bridge"}
+SURROGATES = {"rectangular", "two-step", "svae", "vqvae-bridge", "cygen"}
 
 
 def test_every_built_in_model_is_tested_here():
@@ -181,6 +181,9 @@ def plain(config: dict[str, Any]) -> list[Any]:
         ("iaf-vae", (1, 8, 8), {"width": 0}),
         ("svae", (1, 8, 8), {"latents": 21}),
         ("svae", (1, 8, 8), {"latents": 1}),
+        ("cygen", (1, 8, 8), {"draws": 1}),
+        ("cygen", (1, 8, 8), {"weight": -0.5}),
+        ("cygen", (1, 8, 8), {"warm_up": 1.5}),
         ("vqvae-bridge", (1, 8, 8), {"latents": 9}),
         ("vqvae-bridge", (1, 8, 8), {"codes": 1}),
         ("vqvae-bridge", (1, 6, 8), {"network": "maps"}),

@@ -31,6 +31,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "iaf-vae": {"latents": 4, "hidden": 12, "draws": 3, "steps": 2, "context": 5, "width": 12},
     "svae": {"latents": 4, "hidden": 12, "draws": 3},
     "vlae": {"latents": 4, "hidden": 12, "draws": 3, "updates": 2},
+    "cygen": {"latents": 4, "hidden": 12, "draws": 3, "training_draws": 2, "chain": 3},
     "vqvae-bridge": {"latents": 4, "codes": 8, "hidden": 12, "draws": 3, "steps": 3, "reverse_hidden": 16},
     "pixelcnn": {"layers": 2, "filters": 12},
     "pixelcnn++": {"residuals": 1, "filters": 8, "mixtures": 2},

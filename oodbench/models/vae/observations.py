@@ -10,6 +10,7 @@ from torch import Tensor
 from oodbench.errors import OodbenchError
 from oodbench.models.likelihoods import (
     logistic_mixture_channels,
+    logistic_mixture_log_density,
     logistic_mixture_log_prob,
     logistic_mixture_mean,
     logistic_mixture_start,
@@ -66,6 +67,10 @@ class LogisticMixture:
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         return logistic_mixture_log_prob(x, parameters, self.repeated)
+
+    def log_density(self, value: Tensor, parameters: Tensor) -> Tensor:
+        """Of continuous pixels (B, C, H, W) in -1 ... 1, as Gaussians, in nats (B,): for derivatives in the pixels."""
+        return logistic_mixture_log_density(value, parameters, self.repeated)
 
     def mean(self, parameters: Tensor) -> Tensor:
         return logistic_mixture_mean(parameters, self.channels, self.repeated)
