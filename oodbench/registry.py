@@ -134,6 +134,10 @@ MODELS: Registry[Any] = Registry(
             "oodbench.models.vae.vlae:VLAE",
             "VAE with a full-covariance Laplace posterior at the mode (Park et al. 2019)",
         ),
+        "lidvae": (
+            "oodbench.models.vae.lidvae:LIDVAE",
+            "VAE with an injective decoder of convex potentials' gradients (Wang et al. 2021)",
+        ),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",
             "Gated PixelCNN with a 256-way softmax (van den Oord et al. 2016)",

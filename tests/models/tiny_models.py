@@ -28,6 +28,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "vae": {"latents": 4, "hidden": 12, "mixtures": 2, "draws": 3},
     "vae-mlp": {"latents": 4, "hidden": 12, "draws": 3},
     "vlae": {"latents": 4, "hidden": 12, "draws": 3, "updates": 2},
+    "lidvae": {"latents": 4, "hidden": 12, "draws": 3},
     "pixelcnn": {"layers": 2, "filters": 12},
     "pixelcnn++": {"residuals": 1, "filters": 8, "mixtures": 2},
     "aef": {"latents": 4, "hidden": 6, "core_config": {"count": 1, "hidden": 6}, "prior_config": SMALL_FLOW},
