@@ -223,6 +223,10 @@ MODELS: ModelRegistry = ModelRegistry(
             "Discrete codes with a diffusion bridge as their prior (Cohen et al. 2022)",
         ),
         "cygen": ("oodbench.models.vae.cygen:CyGen", "Two compatible conditionals and no prior (Liu et al. 2021)"),
+        "lidvae": (
+            "oodbench.models.vae.lidvae:LIDVAE",
+            "VAE with an injective decoder of convex potentials' gradients (Wang et al. 2021)",
+        ),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",
             "Gated PixelCNN with a 256-way softmax (van den Oord et al. 2016)",

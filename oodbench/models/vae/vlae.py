@@ -23,7 +23,7 @@ class VLAE(DenseVAE):
         z <- z + a A^-1 (J' g - z),    a = `step`
 
     A ReLU decoder is linear near z, with the Jacobian J; g is the slope and C the curvature of log P(x | z) in its
-    outputs, the means and log-scales of every pixel. For a Gaussian P(x | z) this is Park et al. 2019, Equation 9. A
+    outputs, the means and log-scales of every pixel. For a Gaussian P(x | z) this is the published update. A
     Gaussian of the logistics' variance in its place, on the same trained decoder, gave a bound 200 nats worse than the
     encoder's own posterior (FashionMNIST: half of the pixels are 0, whose means may lie anywhere below), where these
     derivatives of the discrete likelihood gave one 30 nats better. The curvature's cross terms of mean and log-scale
