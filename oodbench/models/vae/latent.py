@@ -18,6 +18,7 @@ from oodbench.models.vae.posteriors import Posterior, standard_normal_log_prob
 __all__ = ["LatentModel", "importance_weighted"]
 
 DECODER_ROWS = 512  # images through the decoder at a time: bounds memory whatever K is
+LATENT_ROWS = 4096  # latents drawn at a time: they are smaller, and drawing is many small operations
 
 
 class LatentModel(DensityModel):
@@ -96,12 +97,14 @@ def importance_weighted(model: LatentModel, x: Tensor, noise: Noise, draws: int)
     elbo = reconstruction - kl: reconstruction the mean over the draws, kl in closed form where there is one.
     """
     posterior = model.posterior(x, noise)
-    rows = max(1, DECODER_ROWS // max(1, len(x)))
+    most = max(1, LATENT_ROWS // max(1, len(x)))
     log_likelihoods, log_ratios = [], []
-    for first in range(0, draws, rows):
-        count = min(rows, draws - first)
+    for first in range(0, draws, most):
+        count = min(most, draws - first)
         z, log_q = posterior.draw(noise.expand(first, count), count)
-        log_likelihoods.append(model.log_px_given_z(x.repeat_interleave(count, 0), z).reshape(len(x), count))
+        decoded = zip(x.repeat_interleave(count, 0).split(DECODER_ROWS), z.split(DECODER_ROWS), strict=True)
+        log_likelihood = torch.cat([model.log_px_given_z(images, latents) for images, latents in decoded])
+        log_likelihoods.append(log_likelihood.reshape(len(x), count))
         log_ratios.append((model.log_prior(z) - log_q).reshape(len(x), count))
     log_likelihood, log_ratio = torch.cat(log_likelihoods, 1), torch.cat(log_ratios, 1)
     log_weights = log_likelihood + log_ratio
