@@ -124,7 +124,10 @@ def notes(shown: Sequence[Block], bold: bool = False) -> list[str]:
     sentences = {
         "Bold: the best single-image score in a model's column, controls included.": bold,
         "A density on a manifold has no bits/dim and is not ranked: no score in its column is bold.": any(
-            not column.ranked for block in shown for column in block.columns
+            column.likelihood.startswith("manifold") for block in shown for column in block.columns
+        ),
+        "Of binarised images there are no bits/dim of bytes: a model of them is not ranked, no score is bold.": any(
+            column.likelihood.startswith("binarised") for block in shown for column in block.columns
         ),
         f"{INVERSION} inversion: the interval of the AUROC ends below 0.5.": any(cell.inversion for cell in cells),
         f"{NONFINITE}k: k scores are not finite; NaN is ranked worst for the detector.": any(

@@ -285,6 +285,19 @@ def test_many_models_become_rows_by_themselves(make_record):
         table(few, rows="columns")
 
 
+def test_a_model_of_binarised_images_is_shown_without_bits_and_not_ranked(make_record):
+    of_bits = {"model": "vae", "likelihood": Likelihood.BINARISED.value, "bits_per_dim": None}
+    records = [make_record("likelihood", 0.7), make_record("likelihood", 0.96, **of_bits)]
+    text = table(records, "markdown")
+    assert row(text, "| log-likelihood").split("|")[2:4] == [" lower bound ", " binarised "]
+    assert row(text, "| bits/dim in / out").split("|")[2:4] == [" 3.94 / 2.61 ", " - "]
+    assert "**0.700**" in text
+    assert "**0.960**" not in text
+    assert "Of binarised images" in text
+    assert "manifold" not in text
+    assert "binarised" not in table(records[:1], "markdown")
+
+
 @pytest.mark.parametrize("format", ["table", "markdown", "latex"])
 def test_a_density_on_a_manifold_is_shown_without_bits_and_not_ranked(make_record, format):
     on_manifold = {

@@ -19,6 +19,7 @@ from oodbench.models.vae.posteriors import Posterior, standard_normal_log_prob
 __all__ = ["LatentModel", "importance_weighted", "importance_weighted_members"]
 
 DECODER_ROWS = 512  # images through the decoder at a time: bounds memory whatever K is
+LATENT_ROWS = 4096  # latents drawn at a time: they are smaller, and drawing is many small operations
 
 
 class LatentModel(DensityModel):
@@ -99,7 +100,8 @@ def importance_weighted(model: LatentModel, x: Tensor, noise: Noise, draws: int)
     posterior = model.posterior(x, noise)
     log_likelihoods, log_ratios = [], []
     for repeated, z, log_ratio in _draws(model, posterior, x, noise, draws):
-        log_likelihoods.append(model.log_px_given_z(repeated, z).reshape(log_ratio.shape))
+        decoded = _in_parts(lambda x, z: model.log_px_given_z(x, z)[None], repeated, z)
+        log_likelihoods.append(decoded.reshape(log_ratio.shape))
         log_ratios.append(log_ratio)
     log_likelihood, log_ratio = torch.cat(log_likelihoods, 1), torch.cat(log_ratios, 1)
     log_weights = log_likelihood + log_ratio
@@ -132,7 +134,7 @@ def importance_weighted_members(
     """
     log_weights = []
     for repeated, z, log_ratio in _draws(model, model.posterior(x, noise), x, noise, draws):
-        of_members = torch.cat([decoder(repeated, z) for decoder in decoders])
+        of_members = torch.cat([_in_parts(decoder, repeated, z) for decoder in decoders])
         log_weights.append(of_members.reshape(-1, *log_ratio.shape) + log_ratio)
     return torch.logsumexp(torch.cat(log_weights, 2), 2).T - math.log(draws)
 
@@ -141,8 +143,14 @@ def _draws(
     model: LatentModel, posterior: Posterior, x: Tensor, noise: Noise, draws: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Chunks of k draws: images (B * k, ...) and latents (B * k, ...) image-major, log p(z) - log q(z | x) (B, k)."""
-    rows = max(1, DECODER_ROWS // max(1, len(x)))
+    rows = max(1, LATENT_ROWS // max(1, len(x)))
     for first in range(0, draws, rows):
         count = min(rows, draws - first)
         z, log_q = posterior.draw(noise.expand(first, count), count)
         yield x.repeat_interleave(count, 0), z, (model.log_prior(z) - log_q).reshape(len(x), count)
+
+
+def _in_parts(log_px_given_z: Callable[[Tensor, Tensor], Tensor], x: Tensor, z: Tensor) -> Tensor:
+    """What it gives (m, B) of (B, ...) and (B, ...), so many rows at a time that memory stays small."""
+    parts = zip(torch.split(x, DECODER_ROWS), torch.split(z, DECODER_ROWS), strict=True)
+    return torch.cat([log_px_given_z(*part) for part in parts], 1)

@@ -127,8 +127,8 @@ class Bernoulli:
         bits = (x >> 7).flatten(1).to(logits.dtype)  # 1 from 128 on: comparisons of bytes take ten times as long
         # log sigmoid(+-l) = (b - 1/2) l - |l| / 2 + log sigmoid(|l|), and of factors in [1/2, 1] one logarithm does.
         sizes = logits.abs()
-        whole = torch.addcmul(-0.5 * sizes, bits - 0.5, logits).sum(1)
-        for part in torch.split(sizes.sigmoid(), _FACTORS, 1):
+        whole = (bits.sub_(0.5) * logits).sub_(sizes, alpha=0.5).sum(1)
+        for part in torch.split(sizes.sigmoid_(), _FACTORS, 1):
             whole = whole + part.prod(1).log()
         return whole
 
