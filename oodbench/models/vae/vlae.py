@@ -77,13 +77,17 @@ class VLAE(DenseVAE):
         z = self.encoder(self.values(x))
         for _ in range(self.updates):
             slope, precision = self.expand(x, z)
-            z = z + self.step * torch.cholesky_solve(slope[..., None], cholesky(precision))[..., 0]
-        return z, cholesky(self.expand(x, z)[1])
+            z = z + self.step * torch.cholesky_solve(slope[..., None], cholesky(precision))[..., 0].to(z.dtype)
+        return z, cholesky(self.expand(x, z)[1]).to(z.dtype)
 
     def expand(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Slope (B, latents) and negated curvature (B, latents, latents) of log P(x | z) p(z) at z."""
+        """Slope (B, latents) and negated curvature (B, latents, latents) of log P(x | z) p(z) at z, in float64.
+
+        Sharp pixels give eigenvalues of 10^7 and more, beside which float32 loses the prior's 1.
+        """
         parameters, jacobian = linearised(self.decoder, z, self.searched)
-        slope, curvature = (t.flatten(1) for t in logistic_expansion(x, parameters))
+        slope, curvature = (t.flatten(1).double() for t in logistic_expansion(x, parameters))
+        jacobian, z = jacobian.double(), z.double()
         one = torch.eye(self.latents, dtype=z.dtype, device=z.device)
         precision = (jacobian * curvature[:, None]) @ jacobian.mT + one
         return (jacobian @ slope[..., None])[..., 0] - z, precision
