@@ -13,7 +13,7 @@ from torch.distributions import Normal
 
 from oodbench.models.vae.flow_steps import STEPS, Householder, Planar, Radial, Step
 from oodbench.models.vae.iaf import GatedStep, InverseAutoregressiveVAE
-from oodbench.models.vae.nf import NormalizingFlowVAE
+from oodbench.models.vae.nf import FELT, NormalizingFlowVAE
 from oodbench.models.vae.vae import DenseVAE
 
 SHAPE = (1, 4, 4)
@@ -146,10 +146,11 @@ def test_in_two_dimensions_q_integrates_to_one(variant: str) -> None:
     sides = [torch.linspace(float(c) - 14, float(c) + 14, 491).double() for c in mean[0]]
     z = torch.cartesian_prod(*sides)
     if isinstance(model, NormalizingFlowVAE):
-        start = z - mean
-        for theta in reversed(model.steering(context).reshape(model.steps, -1)):
+        unit = std if model.step.standardised else 1.0
+        start = (z - mean) / unit
+        for theta in reversed(model.steering(FELT * context).reshape(model.steps, -1)):
             start = inverse(model.step, start, theta)
-        start = start + mean
+        start = mean + unit * start
     else:
         assert isinstance(model, InverseAutoregressiveVAE)
         start, given = z, context.expand(len(z), -1)

