@@ -17,7 +17,7 @@ from oodbench.models.vae.spherical import SphericalVAE
 from oodbench.models.vae.von_mises_fisher import VonMisesFisher, angle_slope, log_density, log_uniform, sample_angles
 
 DIMENSIONS = (2, 3, 5, 10, 20)
-CONCENTRATIONS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+CONCENTRATIONS = (0.1, 1.0, 10.0, 100.0, 1000.0, 1e5)
 SHAPE = (1, 4, 4)
 RULE = tuple(torch.from_numpy(t) / 2 for t in np.polynomial.legendre.leggauss(400) + np.array([[1.0], [0.0]]))
 every_case = pytest.mark.parametrize(("d", "k"), [(d, k) for d in DIMENSIONS for k in CONCENTRATIONS])
@@ -101,7 +101,7 @@ def test_the_divergence_is_its_quadrature_and_so_is_its_slope(d: int, k: float) 
     log_q = log_density(d, column(k), angle)[0]
     assert kl.item() == pytest.approx(float((log_q.exp() * weight * (log_q - log_uniform(d))).sum()), abs=1e-9)
     (slope,) = torch.autograd.grad(kl, concentration)
-    variance = mean_of(d, k, power=2) - mean_of(d, k, power=1) ** 2
+    variance = float((log_q.exp() * weight * (angle.cos() - mean_of(d, k, power=1)).square()).sum())
     assert float(slope) == pytest.approx(k * variance, rel=1e-6)
     single = VonMisesFisher(torch.eye(1, d), torch.full((1, 1), k)).kl()
     assert single.item() == pytest.approx(kl.item(), rel=1e-6, abs=1e-6)
@@ -135,7 +135,7 @@ def test_how_many_proposals_come_at_a_time_changes_no_distribution(d: int, monke
 @pytest.mark.parametrize("d", DIMENSIONS)
 def test_two_thirds_of_proposals_are_accepted(d: int) -> None:
     u = torch.rand((3, 20_000, 1), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for k in (0.01, *CONCENTRATIONS, 1e4):
+    for k in (0.01, *CONCENTRATIONS):
         _, accepted = room._propose(d, column(k, 20_000), *u)
         assert float(accepted.double().mean()) > 0.64
 
@@ -185,7 +185,7 @@ def test_the_uniform_distribution_is_estimated_without_bias(d: int) -> None:
 
 
 @pytest.mark.parametrize("d", DIMENSIONS)
-@pytest.mark.parametrize("k", [0.1, 10.0, 1000.0, 1e4])
+@pytest.mark.parametrize("k", [0.1, 10.0, 1000.0, 1e5])
 def test_angles_move_with_the_concentration_as_quantiles_do(d: int, k: float) -> None:
     """Against finite differences of the distribution function, by quadrature of its own."""
     angle = sample_angles(d, column(k, 12), Noise.of(torch.arange(12), seed=5))
@@ -276,7 +276,7 @@ def test_concentrations_are_held_where_everything_is_finite(latents: int) -> Non
         with torch.no_grad():
             model.encoder.linear.bias[latents] = bias
         k = model.on_sphere(x).concentration
-        torch.testing.assert_close(k, torch.full_like(k, 0.01 if bias < 0 else 1e4), rtol=1e-5, atol=0)
+        torch.testing.assert_close(k, torch.full_like(k, 0.01 if bias < 0 else 1e5), rtol=1e-5, atol=0)
         loss = model.loss(x, noise_of(4))
         assert loss.isfinite().all()
         loss.mean().backward()

@@ -16,14 +16,14 @@ from oodbench.models.vae.von_mises_fisher import MOST_DIMENSIONS, VonMisesFisher
 
 __all__ = ["SphericalVAE"]
 
-CONCENTRATIONS = (0.01, 1e4)
+CONCENTRATIONS = (0.01, 1e5)
 
 
 class SphericalVAE(DenseVAE):
     """q(z | x) = vMF(m(x), k(x)) and a uniform prior on the unit sphere of R^`latents`, 2 to 20 of them.
 
     Both densities are of the same surface, so `log_px` is a lower bound on log P(image) as of any VAE. Concentrations
-    are exponentials, held to 0.01 ... 10,000.
+    are exponentials, held to 0.01 ... 100,000.
     """
 
     def __init__(
