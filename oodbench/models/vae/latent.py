@@ -15,7 +15,7 @@ from oodbench.models.base import DensityModel, Likelihood
 from oodbench.models.noise import Noise
 from oodbench.models.vae.posteriors import Posterior, standard_normal_log_prob
 
-__all__ = ["LatentModel", "importance_weighted"]
+__all__ = ["LatentModel", "importance_weighted", "log_mean_and_error"]
 
 DECODER_ROWS = 512  # images through the decoder at a time: bounds memory whatever K is
 LATENT_ROWS = 4096  # latents drawn at a time: they are smaller, and drawing is many small operations
@@ -92,8 +92,7 @@ class LatentModel(DensityModel):
 def importance_weighted(model: LatentModel, x: Tensor, noise: Noise, draws: int) -> dict[str, Tensor]:
     """`LatentModel.columns`, each (B,), of uint8 images (B, C, H, W), in nats but for the two norms.
 
-    log_px: the estimate with K = `draws`. log_px_error: its standard error, sqrt((K sum_k p_k^2 - 1) / (K - 1)) with
-    the weights' shares p_k (the delta method); near 1 one draw outweighs all others, and the estimate means little.
+    log_px: the estimate with K = `draws`. log_px_error: its standard error, see `log_mean_and_error`.
     elbo = reconstruction - kl: reconstruction the mean over the draws, kl in closed form where there is one.
     """
     posterior = model.posterior(x, noise)
@@ -102,19 +101,18 @@ def importance_weighted(model: LatentModel, x: Tensor, noise: Noise, draws: int)
     for first in range(0, draws, most):
         count = min(most, draws - first)
         z, log_q = posterior.draw(noise.expand(first, count), count)
-        decoded = zip(x.repeat_interleave(count, 0).split(DECODER_ROWS), z.split(DECODER_ROWS), strict=True)
-        log_likelihood = torch.cat([model.log_px_given_z(images, latents) for images, latents in decoded])
+        parts = (torch.split(rows, DECODER_ROWS) for rows in (x.repeat_interleave(count, 0), z))
+        log_likelihood = torch.cat(
+            [model.log_px_given_z(images, latents) for images, latents in zip(*parts, strict=True)]
+        )
         log_likelihoods.append(log_likelihood.reshape(len(x), count))
         log_ratios.append((model.log_prior(z) - log_q).reshape(len(x), count))
     log_likelihood, log_ratio = torch.cat(log_likelihoods, 1), torch.cat(log_ratios, 1)
-    log_weights = log_likelihood + log_ratio
-    log_sum = torch.logsumexp(log_weights, 1)
-    shares = (log_weights - log_sum[:, None]).exp()
-    error = ((draws * shares.square().sum(1) - 1) / (draws - 1)).clamp_min(0).sqrt()
+    log_px, error = log_mean_and_error(log_likelihood + log_ratio)
     reconstruction, terms = log_likelihood.mean(1), posterior.kl()
     kl = -log_ratio.mean(1) if terms is None else terms.sum(1)
     return {
-        "log_px": log_sum - math.log(draws),
+        "log_px": log_px,
         "log_px_error": error,
         "elbo": reconstruction - kl,
         "reconstruction": reconstruction,
@@ -122,3 +120,16 @@ def importance_weighted(model: LatentModel, x: Tensor, noise: Noise, draws: int)
         "posterior_mean_norm": posterior.mean.flatten(1).norm(dim=1),
         "posterior_std_norm": posterior.std.flatten(1).norm(dim=1),
     }
+
+
+def log_mean_and_error(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """log 1/K sum_k w_k of log-weights (B, K) and its standard error, both (B,) in nats.
+
+    The error is sqrt((K sum_k p_k^2 - 1) / (K - 1)) with the weights' shares p_k (the delta method); near 1 one weight
+    outweighs all others, and the mean means little.
+    """
+    count = log_weights.shape[1]
+    log_sum = torch.logsumexp(log_weights, 1)
+    shares = (log_weights - log_sum[:, None]).exp()
+    error = ((count * shares.square().sum(1) - 1) / (count - 1)).clamp_min(0).sqrt()
+    return log_sum - math.log(count), error

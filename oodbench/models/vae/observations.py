@@ -123,7 +123,7 @@ class Bernoulli:
         # log sigmoid(+-l) = (b - 1/2) l - |l| / 2 + log sigmoid(|l|), and of factors in [1/2, 1] one logarithm does.
         sizes = logits.abs()
         whole = (bits.sub_(0.5) * logits).sub_(sizes, alpha=0.5).sum(1)
-        return whole + sum(part.prod(1).log() for part in sizes.sigmoid_().split(_FACTORS, 1))
+        return whole + torch.stack([p.prod(1).log() for p in torch.split(sizes.sigmoid_(), _FACTORS, 1)]).sum(0)
 
     def mean(self, parameters: Tensor) -> Tensor:
         return 2 * parameters.sigmoid() - 1
