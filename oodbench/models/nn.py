@@ -47,18 +47,17 @@ def network_dtype(weight: Tensor) -> torch.dtype:
 
 
 def folded(method: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Marks a method without arguments that derives constants from weights (masks, LU factors, casts).
-
-    Where gradients are recorded it runs each time: what was folded without them could not lead back to the weights.
-    """
+    """Marks a method without arguments that derives constants from weights (masks, LU factors, casts)."""
 
     @functools.wraps(method)
     def derive(module: Any) -> T:
-        if _mode.cache is None or torch.is_grad_enabled():
+        if _mode.cache is None:
             return method(module)
         key = (module, method.__name__)
         if key not in _mode.cache:
-            _mode.cache[key] = method(module)
+            # Made in inference mode, it could not be in the graph of one who leaves the mode for gradients in z or x.
+            with torch.inference_mode(False), torch.no_grad():
+                _mode.cache[key] = method(module)
         value: T = _mode.cache[key]
         return value
 

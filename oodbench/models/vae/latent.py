@@ -16,7 +16,7 @@ from oodbench.models.base import DensityModel, Likelihood
 from oodbench.models.noise import Noise
 from oodbench.models.vae.posteriors import Posterior, standard_normal_log_prob
 
-__all__ = ["LatentModel", "importance_weighted", "importance_weighted_members"]
+__all__ = ["LatentModel", "importance_weighted", "importance_weighted_members", "log_mean_and_error"]
 
 DECODER_ROWS = 512  # images through the decoder at a time: bounds memory whatever K is
 LATENT_ROWS = 4096  # latents drawn at a time: they are smaller, and drawing is many small operations
@@ -93,8 +93,7 @@ class LatentModel(DensityModel):
 def importance_weighted(model: LatentModel, x: Tensor, noise: Noise, draws: int) -> dict[str, Tensor]:
     """`LatentModel.columns`, each (B,), of uint8 images (B, C, H, W), in nats but for the two norms.
 
-    log_px: the estimate with K = `draws`. log_px_error: its standard error, sqrt((K sum_k p_k^2 - 1) / (K - 1)) with
-    the weights' shares p_k (the delta method); near 1 one draw outweighs all others, and the estimate means little.
+    log_px: the estimate with K = `draws`. log_px_error: its standard error, see `log_mean_and_error`.
     elbo = reconstruction - kl: reconstruction the mean over the draws, kl in closed form where there is one.
     """
     posterior = model.posterior(x, noise)
@@ -104,14 +103,11 @@ def importance_weighted(model: LatentModel, x: Tensor, noise: Noise, draws: int)
         log_likelihoods.append(decoded.reshape(log_ratio.shape))
         log_ratios.append(log_ratio)
     log_likelihood, log_ratio = torch.cat(log_likelihoods, 1), torch.cat(log_ratios, 1)
-    log_weights = log_likelihood + log_ratio
-    log_sum = torch.logsumexp(log_weights, 1)
-    shares = (log_weights - log_sum[:, None]).exp()
-    error = ((draws * shares.square().sum(1) - 1) / (draws - 1)).clamp_min(0).sqrt()
+    log_px, error = log_mean_and_error(log_likelihood + log_ratio)
     reconstruction, terms = log_likelihood.mean(1), posterior.kl()
     kl = -log_ratio.mean(1) if terms is None else terms.sum(1)
     return {
-        "log_px": log_sum - math.log(draws),
+        "log_px": log_px,
         "log_px_error": error,
         "elbo": reconstruction - kl,
         "reconstruction": reconstruction,
@@ -154,3 +150,16 @@ def _in_parts(log_px_given_z: Callable[[Tensor, Tensor], Tensor], x: Tensor, z: 
     """What it gives (m, B) of (B, ...) and (B, ...), so many rows at a time that memory stays small."""
     parts = zip(torch.split(x, DECODER_ROWS), torch.split(z, DECODER_ROWS), strict=True)
     return torch.cat([log_px_given_z(*part) for part in parts], 1)
+
+
+def log_mean_and_error(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """log 1/K sum_k w_k of log-weights (B, K) and its standard error, both (B,) in nats.
+
+    The error is sqrt((K sum_k p_k^2 - 1) / (K - 1)) with the weights' shares p_k (the delta method); near 1 one weight
+    outweighs all others, and the mean means little.
+    """
+    count = log_weights.shape[1]
+    log_sum = torch.logsumexp(log_weights, 1)
+    shares = (log_weights - log_sum[:, None]).exp()
+    error = ((count * shares.square().sum(1) - 1) / (count - 1)).clamp_min(0).sqrt()
+    return log_sum - math.log(count), error

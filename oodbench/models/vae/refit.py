@@ -56,7 +56,7 @@ class OneEach(nn.Module):
 def can_refit(model: Any) -> bool:
     """Whether a model has an `encoder` of layers that `OneEach` knows, to which gradients come from a posterior's draw.
 
-    From a posterior that searches or runs a chain there may come none.
+    From a posterior that searches, runs a chain or draws codes there may come none.
     """
     encoder = getattr(model, "encoder", None)
     if not (isinstance(model, LatentModel) and isinstance(encoder, nn.Module)):
@@ -67,10 +67,10 @@ def can_refit(model: Any) -> bool:
     x = torch.zeros(1, *model.shape, dtype=torch.uint8, device=model.device)
     noise = Noise.of(torch.zeros(1, dtype=torch.int64, device=model.device))
     with torch.enable_grad():
-        z, log_q = model.posterior(x, noise).draw(noise, 1)
-        if not (z.requires_grad or log_q.requires_grad):
+        z, _ = model.posterior(x, noise).draw(noise, 1)
+        if not z.requires_grad:
             return False
-        gradients = torch.autograd.grad(z.sum() + log_q.sum(), parameters, allow_unused=True)
+        gradients = torch.autograd.grad(z.sum(), parameters, allow_unused=True)
     return any(gradient is not None for gradient in gradients)
 
 
