@@ -130,6 +130,11 @@ MODELS: Registry[Any] = Registry(
         ),
         "vae": ("oodbench.models.vae.vae:VAE", "Convolutional VAE, discretised-logistic decoder, K importance draws"),
         "vae-mlp": ("oodbench.models.vae.vae:DenseVAE", "Fully connected VAE on one vector of latents"),
+        "lae": ("oodbench.models.vae.lae:LAE", "Langevin autoencoder, its encoder sampled (Taniguchi et al. 2022)"),
+        "tsc-vae": (
+            "oodbench.models.vae.tsc:TSCVAE",
+            "VAE by transport score climbing: HMC in a warped latent space (Zhang et al. 2023)",
+        ),
         "pixelcnn": (
             "oodbench.models.autoregressive.pixelcnn:PixelCNN",
             "Gated PixelCNN with a 256-way softmax (van den Oord et al. 2016)",

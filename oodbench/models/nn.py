@@ -55,7 +55,9 @@ def folded(method: Callable[[Any], T]) -> Callable[[Any], T]:
             return method(module)
         key = (module, method.__name__)
         if key not in _mode.cache:
-            _mode.cache[key] = method(module)
+            # Made in inference mode, it could not be in the graph of one who leaves the mode for gradients in z or x.
+            with torch.inference_mode(False), torch.no_grad():
+                _mode.cache[key] = method(module)
         value: T = _mode.cache[key]
         return value
 

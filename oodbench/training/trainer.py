@@ -199,6 +199,7 @@ class _Run:
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.clip, foreach=True)
         self.optimizer.step()
+        module.after_step()
         decay = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averaged.parameters()), list(module.parameters()), 1 - decay)

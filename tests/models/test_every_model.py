@@ -16,7 +16,8 @@ from oodbench.pretrained import load_model, save_model
 from oodbench.registry import MODELS
 
 every_model = pytest.mark.parametrize("name", CONFIGS)
-SURROGATES = {"rectangular", "two-step"}  # their losses' gradients are on purpose not the losses': see their own tests
+# Their losses' gradients are on purpose not the losses': see their own tests.
+SURROGATES = {"rectangular", "two-step", "lae", "tsc-vae"}
 
 
 def test_every_built_in_model_is_tested_here():
@@ -163,6 +164,12 @@ def plain(config: dict[str, Any]) -> list[Any]:
         ("vae", (1, 6, 8), {}),
         ("vae", (3, 8, 9), {}),
         ("vae", (3, 8, 8), {"draws": 0}),
+        ("lae", (1, 8, 8), {"latents": 5, "features": 4}),
+        ("lae", (1, 8, 8), {"langevin_steps": 0}),
+        ("lae", (1, 8, 8), {"chain_steps": 3}),
+        ("tsc-vae", (1, 8, 8), {"step_size": 1.5}),
+        ("tsc-vae", (1, 8, 8), {"latents": 1}),
+        ("tsc-vae", (1, 8, 8), {"variational": 1.25}),
         ("pixelcnn", (3, 8, 8), {"filters": 2}),
         ("pixelcnn", (3, 8, 8), {"layers": 0}),
         ("pixelcnn++", (3, 6, 8), {}),
@@ -198,10 +205,11 @@ def test_a_shape_or_configuration_that_cannot_be_is_told_in_one_sentence(name, s
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @torch.no_grad()
 def test_folded_weights_give_the_very_same_numbers(name, dtype):
+    """In inference mode too, as evaluations run."""
     model, x = tiny(name), some_images(4)
     with networks(dtype):
         expected = model.statistics(x, noise_of(4))
-    with networks(dtype, fold=True):
+    with networks(dtype, fold=True), torch.inference_mode():
         for _ in range(2):  # the second time from the folded weights
             for column, values in model.statistics(x, noise_of(4)).items():
                 assert torch.equal(values, expected[column]), column

@@ -27,6 +27,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "inflow": {"levels": 1, "steps": 4, "hidden": 12, "references": 20},
     "vae": {"latents": 4, "hidden": 12, "mixtures": 2, "draws": 3},
     "vae-mlp": {"latents": 4, "hidden": 12, "draws": 3},
+    "lae": {"latents": 4, "hidden": 12, "draws": 3, "features": 8, "chain_steps": 6},
+    "tsc-vae": {"latents": 4, "hidden": 12, "draws": 3, "width": 8},
     "pixelcnn": {"layers": 2, "filters": 12},
     "pixelcnn++": {"residuals": 1, "filters": 8, "mixtures": 2},
     "aef": {"latents": 4, "hidden": 6, "core_config": {"count": 1, "hidden": 6}, "prior_config": SMALL_FLOW},

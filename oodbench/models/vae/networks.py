@@ -256,4 +256,5 @@ def _start_bias(bias: Tensor, principal: Principal, latents: int) -> None:
     rank = len(principal.kept)
     bias.zero_()
     bias[:rank] = -(principal.gain @ principal.mean).to(bias)
-    bias[latents : latents + rank] = (principal.rest / principal.kept).log().to(bias)
+    if len(bias) > latents:  # an encoder may give no variances
+        bias[latents : latents + rank] = (principal.rest / principal.kept).log().to(bias)
