@@ -73,6 +73,12 @@ class DensityModel(nn.Module):
         whose best start takes many images to find.
         """
 
+    def after_step(self) -> None:
+        """Called after every step of the optimiser: for what moves by a rule of its own, as Markov chains do.
+
+        Most models have nothing of the kind. What it moves are parameters or buffers, as a killed run restores these.
+        """
+
     @property
     def latent_dimensions(self) -> int:
         """How many numbers the column `latent_norm`, of a model that has it, is the norm of."""

@@ -234,8 +234,9 @@ class _Run:
         torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.clip, foreach=True)
         self.optimizer.step()
         if isinstance(module, WeightPosterior):
-            module.after_step(step + 1, recipe, self.optimizer)
+            module.collect_after(step + 1, recipe, self.optimizer)
             return loss.detach()
+        module.after_step()
         decay = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averaged.parameters()), list(module.parameters()), 1 - decay)

@@ -17,7 +17,7 @@ from oodbench.registry import MODELS
 
 every_model = pytest.mark.parametrize("name", CONFIGS)
 # Their losses' gradients are on purpose not the losses': see their own tests.
-SURROGATES = {"rectangular", "two-step", "svae", "vqvae-bridge", "cygen"}
+SURROGATES = {"rectangular", "two-step", "svae", "vqvae-bridge", "cygen", "lae", "tsc-vae"}
 
 
 def test_every_built_in_model_is_tested_here():
@@ -187,6 +187,12 @@ def plain(config: dict[str, Any]) -> list[Any]:
         ("vqvae-bridge", (1, 8, 8), {"latents": 9}),
         ("vqvae-bridge", (1, 8, 8), {"codes": 1}),
         ("vqvae-bridge", (1, 6, 8), {"network": "maps"}),
+        ("lae", (1, 8, 8), {"latents": 5, "features": 4}),
+        ("lae", (1, 8, 8), {"langevin_steps": 0}),
+        ("lae", (1, 8, 8), {"chain_steps": 3}),
+        ("tsc-vae", (1, 8, 8), {"step_size": 1.5}),
+        ("tsc-vae", (1, 8, 8), {"latents": 1}),
+        ("tsc-vae", (1, 8, 8), {"variational": 1.25}),
         ("pixelcnn", (3, 8, 8), {"filters": 2}),
         ("pixelcnn", (3, 8, 8), {"layers": 0}),
         ("pixelcnn++", (3, 6, 8), {}),
@@ -222,10 +228,11 @@ def test_a_shape_or_configuration_that_cannot_be_is_told_in_one_sentence(name, s
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @torch.no_grad()
 def test_folded_weights_give_the_very_same_numbers(name, dtype):
+    """In inference mode too, as evaluations run."""
     model, x = tiny(name), some_images(4)
     with networks(dtype):
         expected = model.statistics(x, noise_of(4))
-    with networks(dtype, fold=True):
+    with networks(dtype, fold=True), torch.inference_mode():
         for _ in range(2):  # the second time from the folded weights
             for column, values in model.statistics(x, noise_of(4)).items():
                 assert torch.equal(values, expected[column]), column

@@ -71,7 +71,7 @@ def run(posterior: WeightPosterior, plan: Recipe, images: int, seed: int = 0) ->
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        posterior.after_step(step + 1, plan, optimizer)
+        posterior.collect_after(step + 1, plan, optimizer)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_members_are_kept_evenly_after_the_burn_in(regression: Regression, plan:
     rates = []
     for step in range(100):
         rates.append(posterior.rate(step, recipe(100)))
-        posterior.after_step(step + 1, recipe(100), optimizer)
+        posterior.collect_after(step + 1, recipe(100), optimizer)
     assert len(kept) == 4
     assert kept[-1] == 99
     assert kept[0] >= 61

@@ -58,6 +58,23 @@ def test_gradients_are_clipped_and_nothing_else_is_changed():
     np.testing.assert_allclose(weights(), adamw(clipped, rates(10, 1, 0.01))[:-1], rtol=1e-4)
 
 
+def test_what_a_model_moves_by_itself_comes_after_the_optimiser_and_is_averaged(register_model):
+    class Own(Slope):
+        def after_step(self):
+            assert float(self.weight.detach()) != 7.0 + len(self.seen) - 1  # the optimiser has moved it
+            with torch.no_grad():
+                self.weight.fill_(7.0 + len(self.seen))
+
+    register_model("own", Own)
+    trained = train("own", "digits", recipe=recipe(steps=12, ema=0.8), progress=False)
+    assert weights().tolist() == [0.0, *(7.0 + np.arange(1, 12))]
+    average = 0.0
+    for step in range(12):
+        keep = min(0.8, (1 + step) / (10 + step))
+        average = keep * average + (1 - keep) * (8.0 + step)
+    assert float(trained.module.weight.detach()) == pytest.approx(average, rel=1e-6)
+
+
 def test_weight_decay_is_decoupled_from_the_gradient():
     run(steps=30, weight_decay=3.0, learning_rate=0.1)
     np.testing.assert_allclose(weights(), adamw([1.0] * 30, rates(30, 5, 0.1), decay=3.0)[:-1], rtol=1e-5)

@@ -71,7 +71,7 @@ class BBB(WeightPosterior):
         with self._drawn(noise):
             return super().loss(x, noise) + self.kl() / self.images
 
-    def after_step(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
+    def collect_after(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
         if step == recipe.steps:
             generator, scales = torch.Generator().manual_seed(self.seed), self.scales()
             for _ in range(self.members):

@@ -29,5 +29,5 @@ class Ensemble(WeightPosterior):
     def optimizer(self, recipe: "Recipe", images: int, seed: int) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.random.values(), 0.0)
 
-    def after_step(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
+    def collect_after(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
         """Its members are there from the start."""

@@ -33,7 +33,7 @@ class WeightPosterior(DensityModel):
     log p(x | theta_m) in nats, all from the same dequantisation noise and importance draws; `log_px` is the logarithm
     of their mean.
 
-    To add one: subclass, write `optimizer`, `after_step` (which calls `keep`), and `loss` where it is not the model's.
+    To add one: subclass, write `optimizer`, `collect_after` (which calls `keep`), and `loss` where it is not the model's.
     """
 
     columns = ("log_px", "log_px_members")
@@ -154,9 +154,9 @@ class WeightPosterior(DensityModel):
         """The share of the recipe's learning rate at a step: constant by default."""
         return 1.0
 
-    def after_step(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
+    def collect_after(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
         """Called when `step` updates are done: keeps members, all of them by the last."""
-        raise NotImplementedError(f"{type(self).__name__} must define after_step().")
+        raise NotImplementedError(f"{type(self).__name__} must define collect_after().")
 
 
 def _alone(model: LatentModel) -> Callable[[Tensor, Tensor], Tensor]:

@@ -103,7 +103,7 @@ class SGHMC(WeightPosterior):
         phase = (step - first) * self.members / (recipe.steps - first) % 1
         return 0.5 * (1 + math.cos(math.pi * phase))
 
-    def after_step(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
+    def collect_after(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
         first = self._burnt(recipe)
         due = (step - first) * self.members // (recipe.steps - first) if step > first else 0
         if due > int(self.kept):

@@ -55,7 +55,7 @@ class SWAG(WeightPosterior):
         return torch.optim.SGD(self.random.values(), recipe.learning_rate, self.momentum)
 
     @torch.no_grad()
-    def after_step(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
+    def collect_after(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
         first = round(self.burn_in * recipe.steps)
         count, left = divmod(step - first, self.every)
         if step > first and left == 0:
