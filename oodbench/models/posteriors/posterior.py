@@ -33,7 +33,8 @@ class WeightPosterior(DensityModel):
     log p(x | theta_m) in nats, all from the same dequantisation noise and importance draws; `log_px` is the logarithm
     of their mean.
 
-    To add one: subclass, write `optimizer`, `collect_after` (which calls `keep`), and `loss` where it is not the model's.
+    To add one: subclass, write `optimizer` and `collect_after`, which calls `keep`, and `loss` where it is not the
+    model's.
     """
 
     columns = ("log_px", "log_px_members")
