@@ -172,7 +172,10 @@ def test_a_second_run_computes_nothing(write, options, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (HEAD.replace('"glow"', '"sghmc(gloww)"') + PAIRS, "suite mine cannot run. Unknown model 'sghmc"),
+        (
+            HEAD.replace('"glow"', '"sghmc(gloww)"') + PAIRS,
+            "suite mine cannot run. Unknown model 'gloww': did you mean glow",
+        ),
         (
             HEAD.replace('"likelihood"', '"likelyhood"') + PAIRS,
             "Unknown detector 'likelyhood': did you mean likelihood",
