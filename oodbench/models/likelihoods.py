@@ -96,7 +96,7 @@ def logistic_expansion(x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     upper, lower = (centred + _HALF_BIN) * inverse_scale, (centred - _HALF_BIN) * inverse_scale
     first, last = byte == 0, byte == 255
     above, below = torch.sigmoid(-upper).masked_fill(last, 0.0), torch.sigmoid(lower).masked_fill(first, 0.0)
-    width = 2 * _HALF_BIN * inverse_scale
+    width = (2 * _HALF_BIN * inverse_scale).clamp_min(1e-12)
     inside = (width / torch.expm1(width)).masked_fill(first | last, 0.0)  # -d/d log-scale of log(1 - exp(-width))
     spread_above, spread_below = above * (1 - above), below * (1 - below)
     slope_scale = lower * below - upper * above - inside

@@ -1,5 +1,7 @@
 """The Laplace posterior: exact where the decoder is linear and Gaussian, torch's derivatives where it is not."""
 
+import math
+
 import pytest
 import torch
 from tiny_models import noise_of, perturb, smooth_images, some_images, tiny
@@ -25,6 +27,7 @@ class LinearGaussian(VLAE):
         generator = torch.Generator().manual_seed(0)
         self.w = 0.4 * torch.randn(PIXELS, LATENTS, generator=generator, dtype=torch.float64)
         self.c = 0.2 * torch.randn(PIXELS, generator=generator, dtype=torch.float64)
+        self.radius = math.inf
         self.double()
 
     def residual(self, x: Tensor, z: Tensor) -> Tensor:
@@ -72,6 +75,18 @@ def test_half_steps_halve_the_way_to_the_mode(updates):
 
 
 @torch.no_grad()
+def test_no_step_is_longer_than_the_priors_radius_and_each_keeps_its_direction():
+    model, x = LinearGaussian(updates=1, step=1.0), some_images(5, SHAPE)
+    start = model.encoder(model.values(x))
+    free = model.posterior(x, noise_of(5)).mean - start
+    model.radius = float(free.norm(dim=1).median())
+    held, lengths = model.posterior(x, noise_of(5)).mean - start, free.norm(dim=1)
+    torch.testing.assert_close(held.norm(dim=1), lengths.clamp_max(model.radius))
+    torch.testing.assert_close(held / held.norm(dim=1, keepdim=True), free / lengths[:, None])
+    assert VLAE((1, 4, 4), latents=9).radius == 3
+
+
+@torch.no_grad()
 def test_the_full_gaussian_is_torchs():
     generator = torch.Generator().manual_seed(1)
     root, mean = torch.randn(6, 5, 5, generator=generator).double(), torch.randn(6, 5, generator=generator).double()
@@ -101,6 +116,7 @@ def test_slopes_and_curvatures_are_torchs_derivatives(channels):
     scales = slice(1 + channels, 1 + 2 * channels)
     parameters[:, scales] -= 2
     parameters[0, scales] = -8  # held at its least
+    parameters[2, scales, 3, 3] = 60  # so wide that one level is nothing
     parameters[1:, 1, 1, :2] = torch.tensor([-1.05, 1.05]).double()  # past the ends
     slope, curvature = logistic_expansion(x, parameters)
 
