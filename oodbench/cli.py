@@ -188,7 +188,7 @@ def suite(
     epilog=_examples(
         "oodbench train --model glow --in cifar10",
         "oodbench train --model glow --in cifar10 --background",
-        "oodbench train --model 'sghmc(vae)' --in fashionmnist   # a posterior over the trained weights",
+        "oodbench train --model 'sghmc(vae)' --in fashionmnist",
         "oodbench train --model pixelcnn++ --in digits --preset tiny --pretrained weights/",
     )
 )

@@ -1,7 +1,6 @@
 """What scores on many weights share: importance weights of the members, in log-space."""
 
 import numpy as np
-from scipy.special import logsumexp
 
 from oodbench.errors import OodbenchError
 
@@ -22,8 +21,8 @@ def excess_sample_size(log_px: np.ndarray) -> np.ndarray:
     member is ahead by tens of nats and ESS itself is 1 in every floating-point format.
     """
     i, j = np.triu_indices(log_px.shape[1], 1)
-    pairs = logsumexp(log_px[:, i] + log_px[:, j], axis=1)
-    excess: np.ndarray = np.log(2) + pairs - logsumexp(2 * log_px, axis=1)
+    pairs = np.logaddexp.reduce(log_px[:, i] + log_px[:, j], axis=1)
+    excess: np.ndarray = np.log(2) + pairs - np.logaddexp.reduce(2 * log_px, axis=1)
     return excess
 
 
@@ -34,11 +33,11 @@ def weight_entropy(log_px: np.ndarray) -> np.ndarray:
     """
     ordered = np.sort(log_px, axis=1)
     gaps = ordered - ordered[:, -1:]  # the last is 0
-    rest = logsumexp(gaps[:, :-1], axis=1)  # log of r / (1 - r)
+    rest: np.ndarray = np.logaddexp.reduce(gaps[:, :-1], axis=1)  # log of r / (1 - r)
     total = np.log1p(np.exp(rest))  # -log of the largest weight
     log_weights = gaps - total[:, None]
     with np.errstate(divide="ignore"):  # log(0) of a total that underflowed is replaced at once
         log_total = np.where(rest < -30, rest, np.log(total))
     surprise = np.concatenate([np.log(-log_weights[:, :-1]), log_total[:, None]], axis=1)
-    entropy: np.ndarray = logsumexp(log_weights + surprise, axis=1)
+    entropy: np.ndarray = np.logaddexp.reduce(log_weights + surprise, axis=1)
     return entropy
