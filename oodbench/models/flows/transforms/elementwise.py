@@ -1,10 +1,11 @@
 """Maps of single numbers, steered by numbers that a network gives: what couplings and autoregressive layers apply."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["Additive", "Affine", "Elementwise", "Sigmoid"]
+
+_LEAST_LOGIT = -80.0
 
 
 class Elementwise:
@@ -35,18 +36,23 @@ class Additive(Elementwise):
 
 
 class Sigmoid(Elementwise):
-    """y = (x + t) sigmoid(a + 2), Glow's affine map: its scale never exceeds 1, so that deep flows train stably."""
+    """y = (x + t) sigmoid(max(a + 2, -80)), Glow's affine map: its scale never exceeds 1, so that deep flows train stably."""
 
     parameters = 2
 
     def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        shift, raw = theta.chunk(2, -1)
-        logit = raw + 2.0  # dense, which half of the channels is not: what follows runs many times faster on it
-        return (x + shift) * logit.sigmoid(), F.logsigmoid(logit).flatten(1).sum(1)
+        shift, scale = self._split(theta)
+        return (x + shift) * scale, scale.log().flatten(1).sum(1)
 
     def inverse(self, y: Tensor, theta: Tensor) -> Tensor:
+        shift, scale = self._split(theta)
+        return y / scale - shift
+
+    def _split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         shift, raw = theta.chunk(2, -1)
-        return y * (-F.logsigmoid(raw + 2.0)).exp() - shift
+        # Dense from here on, as half of the channels is not: sigmoid and log run many times faster on it. Held at a
+        # scale that float32 still has, so that its logarithm, a fifth of logsigmoid's time, is always finite.
+        return shift, (raw + 2.0).clamp_min_(_LEAST_LOGIT).sigmoid()
 
 
 class Affine(Elementwise):
