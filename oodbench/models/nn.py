@@ -14,6 +14,9 @@ __all__ = ["Convolution", "Linear", "folded", "network_dtype", "networks"]
 
 T = TypeVar("T")
 
+# The operation that torch.compile emits for a convolution with a ReLU; None where torch was built without oneDNN.
+_FUSED: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
 _ROWS = 128  # of a masked weight in one product: smaller ones take longer than what they leave out
 
 
@@ -95,10 +98,16 @@ class Convolution(nn.Module):
         """The weight that the convolution uses; masked convolutions multiply theirs."""
         return self.weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H', W') in the network dtype, channels last."""
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H', W') in the network dtype, channels last; with `relu`, its ReLU."""
         weight, bias = self.parameters_now()
-        return torch.conv2d(x.to(weight.dtype), weight, bias, self.stride, self.padding)
+        x = x.to(weight.dtype)
+        if relu and _fuses(x):
+            stride = [self.stride, self.stride]
+            fused: Tensor = _FUSED(x, weight, bias, list(self.padding), stride, [1, 1], 1, "relu", [], "")
+            return fused
+        out = torch.conv2d(x, weight, bias, self.stride, self.padding)
+        return out.relu_() if relu else out
 
 
 class Linear(nn.Module):
@@ -137,6 +146,12 @@ class Linear(nn.Module):
         x = x.to(blocks[0][1].dtype)
         parts = [F.linear(x[..., :n], weight, bias) for n, weight, bias in blocks]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _fuses(x: Tensor) -> bool:
+    """Whether oneDNN can apply ReLU to each number before it leaves the processor's caches: it has no gradient."""
+    known = x.dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu"
+    return _FUSED is not None and known and torch.is_inference_mode_enabled()
 
 
 def _last_used(mask: Tensor) -> int:

@@ -148,3 +148,16 @@ def test_a_sorted_mask_leaves_out_what_is_zero():
     blocks = Linear(512, 512, mask=mask).blocks_now()
     assert [weight.shape for _, weight, _ in blocks] == [(128, 128), (128, 256), (128, 384), (128, 512)]
     assert Linear(3, 200, mask=torch.zeros(200, 3, dtype=torch.bool))(torch.ones(1, 3)).shape == (1, 200)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_fused_relu_is_the_relu(dtype: torch.dtype | None, stride: int) -> None:
+    layer = Convolution(3, 16, (3, 3), (1, 1), stride)
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(4, 3, 8, 8)
+    with networks(dtype):
+        expected = layer(x).relu()  # while gradients are recorded nothing is fused
+        with torch.inference_mode():
+            torch.testing.assert_close(layer(x, relu=True), expected.detach())
+    assert (expected == 0).any() and (expected > 0).any()
