@@ -15,7 +15,9 @@ __all__ = ["Convolution", "Linear", "folded", "network_dtype", "networks"]
 T = TypeVar("T")
 
 # The operation that torch.compile emits for a convolution with a ReLU; None where torch was built without oneDNN.
-_FUSED: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_FUSED: Any = (
+    getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
+)
 
 _ROWS = 128  # of a masked weight in one product: smaller ones take longer than what they leave out
 
