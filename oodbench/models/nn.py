@@ -15,9 +15,7 @@ __all__ = ["Convolution", "Linear", "folded", "network_dtype", "networks"]
 T = TypeVar("T")
 
 # The operation that torch.compile emits for a convolution with a ReLU; None where torch was built without oneDNN.
-_FUSED: Any = (
-    getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
-)
+_FUSED: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 
 _ROWS = 128  # of a masked weight in one product: smaller ones take longer than what they leave out
 
@@ -100,16 +98,20 @@ class Convolution(nn.Module):
         """The weight that the convolution uses; masked convolutions multiply theirs."""
         return self.weight
 
-    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H', W') in the network dtype, channels last; with `relu`, its ReLU."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H', W') in the network dtype, channels last."""
+        weight, bias = self.parameters_now()
+        return torch.conv2d(x.to(weight.dtype), weight, bias, self.stride, self.padding)
+
+    def then_relu(self, x: Tensor) -> Tensor:
+        """As `forward`, and its ReLU in the same call where that is possible."""
         weight, bias = self.parameters_now()
         x = x.to(weight.dtype)
-        if relu and _fuses(x):
-            stride = [self.stride, self.stride]
-            fused: Tensor = _FUSED(x, weight, bias, list(self.padding), stride, [1, 1], 1, "relu", [], "")
-            return fused
-        out = torch.conv2d(x, weight, bias, self.stride, self.padding)
-        return out.relu_() if relu else out
+        if not _fuses(x):
+            return torch.conv2d(x, weight, bias, self.stride, self.padding).relu_()
+        stride = [self.stride, self.stride]
+        out: Tensor = _FUSED(x, weight, bias, list(self.padding), stride, [1, 1], 1, "relu", [], "")
+        return out
 
 
 class Linear(nn.Module):

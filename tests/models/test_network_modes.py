@@ -159,6 +159,6 @@ def test_a_fused_relu_is_the_relu(dtype: torch.dtype | None, stride: int) -> Non
     with networks(dtype):
         expected = layer(x).relu()  # while gradients are recorded nothing is fused
         with torch.inference_mode():
-            torch.testing.assert_close(layer(x, relu=True), expected.detach())
+            torch.testing.assert_close(layer.then_relu(x), expected.detach())
     assert (expected == 0).any()
     assert (expected > 0).any()

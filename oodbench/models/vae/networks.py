@@ -58,7 +58,7 @@ class Residual(nn.Module):
         self.second = Convolution(channels, channels, (3, 3), (1, 1), zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.second(self.first(F.relu(x), relu=True))
+        out: Tensor = x + self.second(self.first.then_relu(F.relu(x)))
         return out
 
 
