@@ -36,7 +36,7 @@ class Additive(Elementwise):
 
 
 class Sigmoid(Elementwise):
-    """y = (x + t) sigmoid(max(a + 2, -80)), Glow's affine map: its scale never exceeds 1, so that deep flows train stably."""
+    """y = (x + t) sigmoid(max(a + 2, -80)), Glow's affine map: its scale is at most 1, so deep flows train stably."""
 
     parameters = 2
 
