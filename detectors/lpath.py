@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oodbench.detector import Columns, Detector
+from oodbench.errors import OodbenchError
 from oodbench.registry import register
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class LPath(Detector):
 
     def fit(self, validation: Columns) -> None:
         """Keeps the numbers of the validation images, sorted, and the direction of their skewness."""
-        values = _finite(validation)
+        values = _finite(validation, 1)
         deviations = values - values.mean(0)
         self.skewed_left = (deviations**3).mean(0) < 0  # (3,)
         self.known = np.sort(values, axis=0)  # (n, 3)
@@ -84,7 +85,7 @@ class LPathMahalanobis(Detector):
 
     def fit(self, validation: Columns) -> None:
         """Estimates mean and covariance."""
-        values = _finite(validation)
+        values = _finite(validation, 2)
         self.mean = values.mean(0)
         # Of a number that never changes nothing is learned: the pseudo-inverse leaves it out.
         self.precision = np.linalg.pinv(np.atleast_2d(np.cov(values, rowvar=False)), hermitian=True)
@@ -97,10 +98,15 @@ class LPathMahalanobis(Detector):
         return scores
 
 
-def _finite(columns: Columns) -> np.ndarray:
-    """float64 (n, 3) of the images of which the model gave numbers."""
+def _finite(columns: Columns, least: int) -> np.ndarray:
+    """float64 (n, 3) of the images of which the model gave numbers; `OodbenchError` for fewer than `least`."""
     values = _path(columns)
-    return values[np.isfinite(values).all(1)]
+    values = values[np.isfinite(values).all(1)]
+    if len(values) < least:
+        raise OodbenchError(
+            f"The likelihood path needs {least} validation images and there are {len(values)}: take more."
+        )
+    return values
 
 
 def _path(columns: Columns) -> np.ndarray:

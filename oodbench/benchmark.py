@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from oodbench.engine.device import choose_device
 from oodbench.errors import OodbenchError
 from oodbench.evaluation import METRICS_VERSION, count_nonfinite, evaluate_scores
 from oodbench.files import check_writable, write_atomically
-from oodbench.how import How, Options
+from oodbench.how import How, Options, listed, listed_seeds
 from oodbench.models.base import bits_per_dim, has_bits
 from oodbench.plugins import load_plugins
 from oodbench.provenance import commit, device_name, versions
@@ -44,9 +44,9 @@ def run_records(
     models: Sequence[str] | str | None = None,
     detectors: Sequence[str] | str | None = None,
     *,
-    results: Path | None = None,
-    scores: Path | None = None,
-    seeds: Sequence[int] = (),
+    results: Path | str | None = None,
+    scores: Path | str | None = None,
+    seeds: Sequence[int] | int = (),
     must_apply: bool = True,
     **options: Unpack[Options],
 ) -> list[Record]:
@@ -61,12 +61,11 @@ def run_records(
     """
     how = How(**options)
     load_plugins(how.plugins)
-    for folder in filter(None, (results, scores)):
-        check_writable(folder)
+    results, scores = (folder and check_writable(folder) for folder in (results, scores))
     old = read_records(results) if results else []
     records: list[Record] = []
     todo: list[Trial] = []
-    training_seeds: Sequence[int | None] = seeds or [how.training_seed]
+    training_seeds: Sequence[int | None] = listed_seeds(seeds) or [how.training_seed]
     for training_seed in training_seeds:
         known = {trial.test.name for trial in todo if trial.contender.model is None}
         of_seed = trials(in_, out, models, detectors, replace(how, training_seed=training_seed), must_apply)
@@ -79,6 +78,8 @@ def run_records(
             write_records(results, made)
         if scores:
             _write_scores(trial, scores, name, scored, how.seed)
+    if must_apply and not records:
+        raise OodbenchError("No detector gave scores: see above why, or name others with --detector.")
     return records
 
 
@@ -91,7 +92,7 @@ def trials(
     must_apply: bool = True,
 ) -> Iterator[Trial]:
     """Everything that will be computed. All names and images are checked before weights are loaded or trained."""
-    in_, out, models, detectors = _names(in_), _names(out), _names(models), _names(detectors)
+    in_, out, models, detectors = listed(in_), listed(out), listed(models), listed(detectors)
     check_names(models, detectors)
     choose_device(how.device)
     sets = [
@@ -181,8 +182,3 @@ def _write_scores(trial: Trial, folder: Path, out: str, scored: list[Scored], se
     path = trial.contender.folder(folder, trial.test.name) / f"{name}.csv"
     with write_atomically(path) as file:
         file.write(pd.concat(sides).to_csv(index=False).encode())
-
-
-def _names(names: Sequence[str] | str | None) -> list[str] | None:
-    """A single name may stand for a list of one; a name that is there twice counts once."""
-    return cast(list[str] | None, [names] if isinstance(names, str) else list(dict.fromkeys(names)) if names else None)

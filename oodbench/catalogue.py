@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from oodbench.detector import EVERY_COLUMN
-from oodbench.files import cache_dir
+from oodbench.files import Paths, cache_dir
 from oodbench.plugins import load_plugins, loaded
 from oodbench.provenance import installed_version
 from oodbench.registry import DATASETS, DETECTORS, MODELS, POSTERIORS, STATISTICS
@@ -20,7 +20,7 @@ __all__ = ["as_json", "as_text", "catalogue", "installation"]
 Row = dict[str, Any]
 
 
-def catalogue(kind: str, *, data_root: Path | None = None, plugins: Iterable[Path] = ()) -> list[Row]:
+def catalogue(kind: str, *, data_root: Path | str | None = None, plugins: Paths = ()) -> list[Row]:
     """Rows on all `models`, `detectors`, `datasets`, `statistics`, `pretrained`, `suites`; only weights need torch."""
     load_plugins(plugins)
     kinds: dict[str, Callable[[], list[Row]]] = {
@@ -57,7 +57,7 @@ def _cost(most_images: int | None) -> str:
     return "" if most_images is None else f" (only when named, on {most_images:,} images a set)"
 
 
-def _datasets(data_root: Path | None) -> list[Row]:
+def _datasets(data_root: Path | str | None) -> list[Row]:
     from oodbench.data import available
 
     return [{"name": name, "from": source, "what": summary} for name, summary, source in available(data_root)]
@@ -103,7 +103,7 @@ def _suites() -> list[Row]:
     ]
 
 
-def installation(*, data_root: Path | None = None, plugins: Iterable[Path] = ()) -> list[Row]:
+def installation(*, data_root: Path | str | None = None, plugins: Paths = ()) -> list[Row]:
     """Versions, devices, folders and plugins, as rows of `name` and `value`."""
     load_plugins(plugins)
     import torch

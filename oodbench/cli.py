@@ -1,6 +1,5 @@
 """The commands: they read options, call one function each and print what it returns."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from oodbench.errors import OodbenchError
+from oodbench.messages import tell
 from oodbench.options import (
     DataRoot,
     Detectors,
@@ -20,6 +20,7 @@ from oodbench.options import (
     Model,
     Models,
     Out,
+    Picture,
     Plugins,
     Preset,
     Results,
@@ -40,10 +41,10 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except OodbenchError as error:
-            print(f"error: {error}", file=sys.stderr)
+            tell(f"error: {error}")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            print("interrupted; run the same command again to continue", file=sys.stderr)
+            tell("interrupted; run the same command again to continue")
             raise typer.Exit(130) from error
 
 
@@ -319,6 +320,7 @@ def table(
     epilog=_examples(
         "oodbench plot --in cifar10 --out svhn",
         "oodbench plot --in fashionmnist --out mnist --model glow --detector likelihood --detector typicality",
+        "oodbench plot --in cifar10 --out svhn --picture pdf",
     )
 )
 @computing
@@ -328,6 +330,9 @@ def plot(
     model: Models = None,
     detector: Detectors = None,
     results: Results = Path("results"),
+    picture: Annotated[
+        Picture, typer.Option("--picture", envvar="OODBENCH_PICTURE", help="What the pictures are.")
+    ] = Picture.PNG,
     **options: Any,
 ) -> None:
     """Draw score histograms and ROC curves.
@@ -336,8 +341,10 @@ def plot(
     """
     from oodbench.pictures import plot as draw
 
-    for picture in draw(in_=in_, out=out, models=model, detectors=detector, results=results, **options):
-        typer.echo(picture)
+    for path in draw(
+        in_=in_, out=out, models=model, detectors=detector, results=results, picture=picture.value, **options
+    ):
+        typer.echo(path)
 
 
 @app.command(

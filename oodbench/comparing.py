@@ -1,6 +1,5 @@
 """Paired tests between detectors or models: who orders the same images better, and is it more than chance."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -9,10 +8,10 @@ from typing import Any, Unpack
 from oodbench.benchmark import trials
 from oodbench.errors import OodbenchError
 from oodbench.evaluation import Wins, count_nonfinite, difference, holm
-from oodbench.how import How, Options
+from oodbench.how import How, Options, listed
 from oodbench.plugins import load_plugins
 from oodbench.pretrained import TrainedModel
-from oodbench.registry import DETECTORS, MODELS
+from oodbench.registry import DETECTORS, MODELS, hint
 from oodbench.selection import Contender
 from oodbench.trial import Scored, measure
 
@@ -52,10 +51,10 @@ class _Scores:
 
 
 def compare(
-    in_: Sequence[str] | None = None,
-    out: Sequence[str] | None = None,
-    models: Sequence[str] | None = None,
-    detectors: Sequence[str] | None = None,
+    in_: Sequence[str] | str | None = None,
+    out: Sequence[str] | str | None = None,
+    models: Sequence[str] | str | None = None,
+    detectors: Sequence[str] | str | None = None,
     *,
     against: str | None = None,
     **options: Unpack[Options],
@@ -70,7 +69,7 @@ def compare(
     """
     how = How(**options)
     load_plugins(how.plugins)
-    models, detectors, baseline = _baseline(models, detectors, against)
+    models, detectors, baseline = _baseline(listed(models), listed(detectors), against)
     for name in detectors or ():
         _refuse_groups(name)
     todo = list(trials(in_, out, models, detectors, how))
@@ -145,22 +144,20 @@ def _plan(contenders: list[Contender], baseline: tuple[str, str] | None, name: s
 
 
 def _baseline(
-    models: Sequence[str] | None, detectors: Sequence[str] | None, against: str | None
+    models: list[str] | None, detectors: list[str] | None, against: str | None
 ) -> tuple[list[str] | None, list[str] | None, tuple[str, str] | None]:
     """The names asked for with the baseline among them, and ("detector" or "model", baseline).
 
     A name of both is a detector, unless only the models asked for hold it.
     """
-    models, detectors = (list(names) if names else None for names in (models, detectors))
     if against is None:
         return models, detectors, None
     _refuse_groups(against)
     if against in DETECTORS and (against not in (models or []) or against in (detectors or [])):
         return models, detectors and [*dict.fromkeys([*detectors, against])], ("detector", against)
     if against not in (models or []) and against not in MODELS:
-        near = difflib.get_close_matches(against, [*DETECTORS, *MODELS], n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see `oodbench list detectors` and `list models`."
-        raise OodbenchError(f"There is no detector and no model {against!r} to compare with: {hint}")
+        remedy = hint(against, [*DETECTORS, *MODELS], "see `oodbench list detectors` and `list models`.")
+        raise OodbenchError(f"There is no detector and no model {against!r} to compare with: {remedy}")
     return models and [*dict.fromkeys([*models, against])], detectors, ("model", against)
 
 

@@ -4,14 +4,17 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from oodbench.errors import OodbenchError
 
-__all__ = ["cache_dir", "check_writable", "expanded", "sha256", "write_atomically"]
+__all__ = ["Paths", "cache_dir", "check_writable", "expanded", "sha256", "write_atomically"]
+
+Paths = Iterable[Path | str] | Path | str
+"""Paths, or a single one."""
 
 
 def cache_dir() -> Path:
@@ -30,12 +33,14 @@ def expanded(path: Path | str) -> Path:
         raise OodbenchError(f"There is no home folder for {path}: set HOME, or write the path out.") from error
 
 
-def check_writable(folder: Path) -> None:
-    """Raises `OodbenchError` if nothing can be written below this folder, which need not exist yet."""
+def check_writable(folder: Path | str) -> Path:
+    """The folder, `~` written out; `OodbenchError` if nothing can be written below it. It need not exist yet."""
+    folder = expanded(folder)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         remedy = "set OODBENCH_CACHE to one" if folder.is_relative_to(cache_dir()) else "name another"
         raise OodbenchError(f"Cannot write to {folder}: {there} is not a folder to write to, so {remedy}.")
+    return folder
 
 
 @contextmanager

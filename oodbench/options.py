@@ -22,6 +22,7 @@ __all__ = [
     "Model",
     "Models",
     "Out",
+    "Picture",
     "Plugins",
     "Precision",
     "Preset",
@@ -71,6 +72,14 @@ class Metric(StrEnum):
     AUPR_IN = "aupr_in"
     AUPR_OUT = "aupr_out"
     FPR95 = "fpr95"
+
+
+class Picture(StrEnum):
+    """What a picture's file is."""
+
+    PNG = "png"
+    PDF = "pdf"
+    SVG = "svg"
 
 
 class Preset(StrEnum):

@@ -6,34 +6,41 @@ from typing import Unpack
 
 from oodbench.benchmark import trials
 from oodbench.data import safe_name
+from oodbench.errors import OodbenchError
 from oodbench.files import check_writable
 from oodbench.how import How, Options
 from oodbench.models.base import bits_per_dim, has_bits
 from oodbench.plugins import load_plugins
 from oodbench.trial import measure
 
-__all__ = ["plot"]
+__all__ = ["PICTURES", "plot"]
+
+PICTURES = ("png", "pdf", "svg")
 
 
 def plot(
-    in_: Sequence[str] | None = None,
-    out: Sequence[str] | None = None,
-    models: Sequence[str] | None = None,
-    detectors: Sequence[str] | None = None,
+    in_: Sequence[str] | str | None = None,
+    out: Sequence[str] | str | None = None,
+    models: Sequence[str] | str | None = None,
+    detectors: Sequence[str] | str | None = None,
     *,
-    results: Path = Path("results"),
+    results: Path | str = Path("results"),
+    picture: str = "png",
     **options: Unpack[Options],
 ) -> list[Path]:
     """For every model and pair a histogram of bits/dim and the ROC curves of all detectors, beside the records.
 
     A density on a manifold has no bits/dim: its histogram is of nats. A posterior over weights has one more, of how far
-    its members differ. The keywords are those of `run`.
+    its members differ. `picture` is "png", "pdf" or "svg"; the other keywords are those of `run`. Where no detector
+    gave scores it is an `OodbenchError`.
     """
     from oodbench.report import histograms, roc_curves
 
+    if picture not in PICTURES:
+        raise OodbenchError(f"There are no pictures of the kind {picture!r}: take {', '.join(PICTURES)}.")
     how = How(**options)
     load_plugins(how.plugins)
-    check_writable(results)
+    results = check_writable(results)
     pictures = []
     for trial, other, scored in measure(list(trials(in_, out, models, detectors, how)), how):
         name = trial.contender.name
@@ -49,13 +56,16 @@ def plot(
             else:
                 kind, label = "density", f"-log density in nats ({model.module.remark})"
                 values = {n: -columns["log_px"] for n, columns in sides.items()}
-            pictures.append(stem.with_name(f"{stem.name}-{kind}.png"))
+            pictures.append(stem.with_name(f"{stem.name}-{kind}.{picture}"))
             histograms(pictures[-1], values, xlabel=label, title=title)
         if sides and all("log_px_members" in columns for columns in sides.values()):
             spread = {n: columns["log_px_members"].std(axis=1, ddof=1) for n, columns in sides.items()}
-            pictures.append(stem.with_name(f"{stem.name}-members.png"))
+            pictures.append(stem.with_name(f"{stem.name}-members.{picture}"))
             histograms(pictures[-1], spread, xlabel="standard deviation of log p over the members, nats", title=title)
         curves = {one.detector: (one.score_in, one.score_out) for one in scored if one.group_size == 1}
-        pictures.append(stem.with_name(f"{stem.name}-roc.png"))
-        roc_curves(pictures[-1], curves, title=title)
+        if curves:
+            pictures.append(stem.with_name(f"{stem.name}-roc.{picture}"))
+            roc_curves(pictures[-1], curves, title=title)
+    if not pictures:
+        raise OodbenchError("There is nothing to draw: no detector gave scores of single images.")
     return pictures

@@ -1,6 +1,7 @@
 """The one door for detectors, statistics, models and data sets that are not imported by name: ours and everybody's."""
 
 import hashlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -14,8 +15,9 @@ from typing import Any
 
 from oodbench.detector import Detector
 from oodbench.errors import OodbenchError
-from oodbench.files import expanded
-from oodbench.registry import DATASETS, DETECTORS, MODELS, STATISTICS, Registry
+from oodbench.files import Paths, expanded
+from oodbench.messages import tell
+from oodbench.registry import DATASETS, DETECTORS, MODELS, STATISTICS, Registry, skipped
 
 __all__ = ["Plugin", "load_builtin", "load_entry_points", "load_plugin", "load_plugins", "loaded"]
 
@@ -42,9 +44,9 @@ def loaded() -> list[Plugin]:
     return list(_plugins.values())
 
 
-def load_plugins(files: Iterable[Path | str] = ()) -> None:
+def load_plugins(files: Paths = ()) -> None:
     """Loads the built-in detectors, the installed entry points, then `files`; `OodbenchError` if one is missing."""
-    paths = [_existing(file) for file in files]
+    paths = [_existing(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
     load_builtin()
     load_entry_points()
     for path in paths:
@@ -80,7 +82,10 @@ def load_plugin(path: Path | str, *, origin: str | None = None) -> None:
     does not exist is an `OodbenchError`.
     """
     path = _existing(path)
-    source = path.read_bytes()
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise OodbenchError(f"Cannot read the plugin {path} ({error.strerror}): check its rights.") from error
     version = hashlib.sha256(source).hexdigest()
     known = _plugins.get(str(path))
     if known is not None:
@@ -126,8 +131,10 @@ def _admit(where: str, origin: str, version: str, execute: Callable[[], Any]) ->
         if fault is not None:
             _withdraw(added)
             added = []
+    skipped.discard(where)
     if fault is not None:
-        print(f"skipped plugin {where}{fault}", file=sys.stderr)
+        skipped.add(where)
+        tell(f"skipped plugin {where}{fault}")
     return Plugin(where, origin, version, tuple(added), fault)
 
 

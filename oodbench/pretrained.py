@@ -68,7 +68,7 @@ def pretrained_folders() -> list[Path]:
     """Where weights are looked for, in order: `OODBENCH_PRETRAINED`, own trainings, the checkout or the wheel."""
     package = Path(__file__).parent
     chosen = os.environ.get("OODBENCH_PRETRAINED")
-    folders = [Path(chosen)] if chosen else []
+    folders = [expanded(chosen)] if chosen else []
     folders += [cache_dir() / "pretrained", package.parent / "pretrained", package / "pretrained"]
     return [folder for folder in folders if (folder / "index.json").is_file()]
 
@@ -85,7 +85,7 @@ def entries(dataset: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def available_models(
-    dataset: str, weights: Path | None = None, role: str = "model", seed: int | None = None
+    dataset: str, weights: Path | str | None = None, role: str = "model", seed: int | None = None
 ) -> list[str]:
     """Names of the models that have weights (of training `seed`) for this in-distribution set, in registry order."""
     found = [entry for _, entry in _candidates(dataset, weights) if entry["role"] == role]
@@ -100,7 +100,7 @@ def load_model(
     role: str = "model",
     preset: str | None = None,
     seed: int | None = None,
-    weights: Path | None = None,
+    weights: Path | str | None = None,
 ) -> TrainedModel:
     """The model trained on `dataset`; `weights` names a file or a folder with an index instead of the usual places.
 
@@ -127,14 +127,14 @@ def has_weights(name: str, dataset: str, *, preset: str | None = None, seed: int
 
 def own_folder() -> Path:
     """Where trainings put their weights if they are told no other place: `OODBENCH_PRETRAINED`, else in the cache."""
-    return Path(os.environ.get("OODBENCH_PRETRAINED") or cache_dir() / "pretrained")
+    return expanded(os.environ.get("OODBENCH_PRETRAINED") or cache_dir() / "pretrained")
 
 
-def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | None = None) -> TrainedModel:
+def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | str | None = None) -> TrainedModel:
     """Writes weights and their index row into `folder`, by default `own_folder()`."""
     from safetensors.torch import save
 
-    folder = folder or own_folder()
+    folder = expanded(folder or own_folder())
     name = entry["model"]
     for part, usual in (("role", "model"), ("preset", "small"), ("seed", 0)):
         if entry[part] != usual:
@@ -159,7 +159,7 @@ def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | None 
 
 
 def _matching(
-    name: str, dataset: str, role: str, preset: str | None, seed: int | None, weights: Path | None
+    name: str, dataset: str, role: str, preset: str | None, seed: int | None, weights: Path | str | None
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     for file, entry in _candidates(dataset, weights):
         same = (entry["model"], entry["role"]) == (name, role)
@@ -167,7 +167,7 @@ def _matching(
             yield file, entry
 
 
-def _candidates(dataset: str, weights: Path | None) -> list[tuple[Path, dict[str, Any]]]:
+def _candidates(dataset: str, weights: Path | str | None) -> list[tuple[Path, dict[str, Any]]]:
     if weights is None:
         return entries(dataset)
     weights = expanded(weights).resolve()
@@ -184,6 +184,7 @@ def _candidates(dataset: str, weights: Path | None) -> list[tuple[Path, dict[str
 
 
 def _load(file: Path, entry: dict[str, Any]) -> TrainedModel:
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     if sha256(file) != entry["sha256"]:
@@ -193,7 +194,7 @@ def _load(file: Path, entry: dict[str, Any]) -> TrainedModel:
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn only to be replaced
             module: DensityModel = build(tuple(entry["shape"]), **entry["recipe"]["config"])
         module.load_state_dict(load(file.read_bytes()))
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, SafetensorError) as error:
         raise OodbenchError(f"{file} does not fit this version's {entry['model']}: train it again.") from error
     return TrainedModel(module.eval(), entry["model"], entry["dataset"], entry["sha256"], entry)
 

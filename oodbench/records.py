@@ -9,7 +9,7 @@ from typing import Any
 
 from oodbench.data import safe_name
 from oodbench.errors import OodbenchError
-from oodbench.files import write_atomically
+from oodbench.files import expanded, write_atomically
 
 __all__ = ["SCHEMA", "Record", "data_hash", "folder_of", "read_records", "to_json", "write_records"]
 
@@ -65,16 +65,17 @@ def folder_of(
 
 
 def read_records(
-    results_dir: Path,
+    results_dir: Path | str,
     in_: str | None = None,
-    models: Sequence[str] | None = None,
-    outs: Sequence[str] | None = None,
+    models: Sequence[str] | str | None = None,
+    outs: Sequence[str] | str | None = None,
 ) -> list[Record]:
     """All records under `results_dir` as a flat list, or those of the named data sets and models.
 
     The order is that of the paths. Raises `OodbenchError` naming the file that is not a results file.
     """
-    found = [record for path in sorted(Path(results_dir).glob("*/*/*.json")) for record in _read(path)]
+    models, outs = ([names] if isinstance(names, str) else names for names in (models, outs))
+    found = [record for path in sorted(expanded(results_dir).glob("*/*/*.json")) for record in _read(path)]
     return [
         record
         for record in found

@@ -3,7 +3,7 @@
 import difflib
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -20,11 +20,24 @@ __all__ = [
     "STATISTICS",
     "ModelRegistry",
     "Registry",
+    "hint",
     "register",
+    "skipped",
     "split_posterior",
 ]
 
 T = TypeVar("T")
+
+
+skipped: set[str] = set()  # the plugins that could not be loaded: the plugin loader fills it
+
+
+def hint(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """What to do about an unknown name: near ones, plugins that may have brought it, `otherwise`, or all there are."""
+    near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.5)
+    said = [f"did you mean {' or '.join(near)}?"] if near else []
+    said += [f"the plugin {plugin} may have it, but was skipped: mend it." for plugin in sorted(skipped)]
+    return " Or ".join(said) or otherwise or f"there are {', '.join(dict.fromkeys(known))}."
 
 
 @dataclass
@@ -74,9 +87,7 @@ class Registry(Generic[T]):
 
     def unknown(self, name: str) -> str:
         """The sentence for a name that is not here."""
-        near = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(self._entries))}."
-        return f"Unknown {self.kind} {name!r}: {hint}"
+        return f"Unknown {self.kind} {name!r}: {hint(name, sorted(self._entries))}"
 
     def summary(self, name: str) -> str:
         """One line about the thing, without importing it."""

@@ -1,7 +1,6 @@
 """What a run is about: which pairs, which models with which weights, which detectors apply to them."""
 
 import difflib
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from oodbench.data import Images
 from oodbench.detector import EVERY_COLUMN, Detector
 from oodbench.errors import OodbenchError
 from oodbench.how import How
+from oodbench.messages import tell
 from oodbench.pretrained import TrainedModel, available_models, load_model
 from oodbench.records import folder_of
 from oodbench.registry import DETECTORS, MODELS, POSTERIORS, STATISTICS
@@ -81,7 +81,7 @@ def check_names(models: Sequence[str] | None, detectors: Sequence[str] | None) -
         if fault and detectors:
             raise OodbenchError(fault)
         if fault:
-            print(f"oodbench: {fault}", file=sys.stderr)
+            tell(f"oodbench: {fault}")
 
 
 def _typo(name: str) -> str | None:
@@ -141,10 +141,9 @@ def _models(images: Images, models: Sequence[str] | None, how: How) -> list[Trai
     there = available_models(images.name, how.weights, seed=seed)
     if not (models or there):
         of_seed = "" if seed is None else f" of seed {seed}"
-        print(
+        tell(
             f"oodbench: there are no weights{of_seed} for {images.name}; only model-free controls can run. "
-            "Name a model with --model to train it first.",
-            file=sys.stderr,
+            "Name a model with --model to train it first."
         )
     trained = []
     for name in models or there:
@@ -157,15 +156,14 @@ def _models(images: Images, models: Sequence[str] | None, how: How) -> list[Trai
                 from oodbench.training import train
 
                 what = "the small preset" + (f" with seed {seed}" if seed else "")
-                print(f"oodbench: {name} has no such weights for {images.name}: training {what}.", file=sys.stderr)
+                tell(f"oodbench: {name} has no such weights for {images.name}: training {what}.")
                 common: dict[str, Any] = {"data_root": how.data_root, "device": how.device, "progress": how.progress}
                 trained.append(train(name, images.name, seed=seed or 0, **common))
     for model in trained:
         if model.entry["data_fingerprint"] != images.fingerprint:
-            print(
+            tell(
                 f"oodbench: {model.name} was trained on another copy of {images.name} (fingerprint "
-                f"{model.entry['data_fingerprint'][:12]}, here {images.fingerprint[:12]}).",
-                file=sys.stderr,
+                f"{model.entry['data_fingerprint'][:12]}, here {images.fingerprint[:12]})."
             )
     return trained
 
@@ -187,7 +185,7 @@ def _skipping(name: str) -> Iterator[None]:
 def tell_skipped(who: str, error: Exception) -> None:
     """Says on stderr, in one line, who cannot go on and why."""
     what = str(error) if isinstance(error, OodbenchError) else f"{type(error).__name__}: {error}"
-    print(f"oodbench: skipped {who}: {' '.join(what.split())}", file=sys.stderr)
+    tell(f"oodbench: skipped {who}: {' '.join(what.split())}")
 
 
 def _contender(model: TrainedModel, detectors: Sequence[str], how: How) -> Contender:

@@ -93,6 +93,9 @@ class Trial:
             )
             if len(score_in) and len(score_out):
                 yield Scored(name, size, score_in, score_out, *sides)
+            elif size == min(detector.group_sizes):  # larger groups are a plus where there are images enough
+                few = min(one.columns.rows for one in sides)
+                raise OodbenchError(f"it scores groups of {size} images and a set has {few}: take more.")
 
     def _needs(self, name: str) -> tuple[str, ...]:
         return needs_of(name, self.contender.model)

@@ -3,7 +3,7 @@
 import pytest
 
 from oodbench import plugins
-from oodbench.registry import DATASETS, DETECTORS, MODELS, STATISTICS
+from oodbench.registry import DATASETS, DETECTORS, MODELS, STATISTICS, skipped
 
 REGISTRIES = (DATASETS, DETECTORS, MODELS, STATISTICS)
 
@@ -15,6 +15,7 @@ def _registries_as_before(monkeypatch: pytest.MonkeyPatch):
     before = [set(registry) for registry in REGISTRIES]
     monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))
     yield
+    skipped.clear()
     for registry, names in zip(REGISTRIES, before, strict=True):
         for name in set(registry) - names:
             registry.remove(name)

@@ -250,10 +250,50 @@ def test_the_users_files_are_told_by_name(run, weights: Path, tmp_path: Path) ->
     assert table["image"].tolist() == ["bright.png", "dark/night.png"]
 
 
-def test_pictures_are_drawn_beside_the_records(run, weights: Path, tmp_path: Path) -> None:
-    pictures = plot("digits", ["glyphs8"], results=tmp_path, weights=weights, limit=20)
-    assert {p.name for p in pictures} == {"glyphs8-bits.png", "glyphs8-roc.png"}
-    assert all(p.stat().st_size > 1000 for p in pictures)
+def test_a_score_that_is_nan_has_no_place_among_the_others(run, weights: Path) -> None:
+    @register.detector("unsure")
+    class Unsure(Detector):
+        needs = ("log_px",)
+
+        def score(self, columns: Columns) -> np.ndarray:
+            return np.where(np.arange(columns.rows) < 3, np.nan, columns["log_px"])
+
+    table = score_images("glyphs8", "glow", "digits", "unsure", weights=weights, limit=20)
+    assert table[["percentile", "p_value"]].isna().all(axis=1).tolist() == [True] * 3 + [False] * 17
+
+
+@pytest.mark.parametrize(("kind", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_pictures_are_drawn_beside_the_records(run, weights: Path, tmp_path: Path, kind: str, start: bytes) -> None:
+    asked = {"results": tmp_path, "weights": weights, "limit": 20}
+    pictures = plot("digits", ["glyphs8"], picture=kind, **asked)
+    assert {p.name for p in pictures} == {f"glyphs8-bits.{kind}", f"glyphs8-roc.{kind}"}
+    assert all(p.stat().st_size > 1000 and p.read_bytes().startswith(start) for p in pictures)
+    with pytest.raises(OodbenchError, match="png, pdf, svg"):
+        plot("digits", ["glyphs8"], picture="gif", **asked)
+
+
+def test_a_single_name_and_a_text_stand_for_a_list_and_a_path(
+    run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text((Path(__file__).parent / "plugins" / "my_score.py").read_text())
+    asked = {"out": "glyphs8", "weights": str(weights), "plugins": "~/plugin.py"}
+    records = run(**asked, models="glow", detectors="my_score", results="~/results", scores="~/scores", seeds=0)
+    assert len(records) == 1
+    assert read_records("~/results", outs="glyphs8") == read_records(tmp_path / "results")
+    assert read_records("~/results", outs="glyphs8 and more") == []
+    assert len(list((tmp_path / "scores").rglob("*.csv"))) == 1
+    common = {"weights": str(weights), "limit": 20, "progress": False}
+    scored = score_images("glyphs8", "glow", "digits", "likelihood", "~/scored.csv", **common)
+    assert len(pd.read_csv(tmp_path / "scored.csv")) == len(scored) == 20
+    [picture] = plot("digits", "glyphs8", detectors="my_score", results="~/pictures", **common)
+    assert picture.is_relative_to(tmp_path / "pictures")
+    for wrong in (Path("glyphs8"), ["glyphs8"]):
+        with pytest.raises(OodbenchError, match="does not name a data set"):
+            score_images(wrong, "glow", "digits", **common)
+    with pytest.raises(OodbenchError, match="is a folder"):
+        score_images("glyphs8", "glow", "digits", output=tmp_path, **common)
 
 
 def test_pictures_and_scores_of_two_weights_of_one_name_lie_apart(run, weights: Path, tmp_path: Path) -> None:
@@ -294,6 +334,10 @@ def test_the_error_of_bfloat16_is_measured_and_recorded(run) -> None:
         ({"in_": None}, "--in"),
         ({"out": "digits"}, "against itself"),
         ({"limit": 0}, "at least 1"),
+        ({"limit": "9"}, "at least 1"),
+        ({"seed": -1}, "seed"),
+        ({"seeds": "0,1"}, "seed"),
+        ({"out": Path("glyphs8")}, "name"),
         ({"results": Path(__file__)}, "name another"),
         ({"device": "tpu"}, "device"),
         ({"models": "vae"}, "oodbench train --model vae --in digits"),
@@ -578,7 +622,9 @@ def test_a_name_given_twice_counts_once(run) -> None:
     assert len(twice) == 1
 
 
-def test_too_few_images_for_any_group_leave_no_record(run, tmp_path: Path) -> None:
+def test_too_few_images_for_any_group_leave_no_record(
+    run, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     @register.detector("crowds")
     class Crowds(Detector):
         needs = ("log_px",)
@@ -587,10 +633,13 @@ def test_too_few_images_for_any_group_leave_no_record(run, tmp_path: Path) -> No
         def score(self, columns: Columns) -> np.ndarray:
             return columns.groups("log_px").mean(axis=1)
 
-    try:
-        assert run(detectors="crowds", out="glyphs8", results=tmp_path / "results") == []
-    finally:
-        DETECTORS.remove("crowds")
+    with pytest.raises(OodbenchError, match="No detector gave scores"):
+        run(detectors="crowds", out="glyphs8", results=tmp_path / "results")
+    assert "scores groups of 61 images and a set has 60" in capsys.readouterr().err
+    assert read_records(tmp_path / "results") == []
+    with pytest.raises(OodbenchError, match="nothing to draw"):
+        plot("digits", "glyphs8", detectors="crowds", results=tmp_path, weights=weights, limit=LIMIT)
+    assert not list(tmp_path.rglob("*.png"))
 
 
 @pytest.fixture

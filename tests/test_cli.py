@@ -185,7 +185,10 @@ def test_table_reads_records_and_prints_them(calls: list[Any]) -> None:
 
 def test_plot_prints_the_pictures_paths(calls: list[Any]) -> None:
     assert invoke("plot --in mnist").stdout == "a.png\nb.png\n"
-    assert calls[0][2] == DEFAULTS | {"in_": ["mnist"]}
+    assert calls[0][2] == DEFAULTS | {"in_": ["mnist"], "picture": "png"}
+    invoke("plot --in mnist --picture svg")
+    assert calls[1][2]["picture"] == "svg"
+    assert invoke("plot --in mnist --picture gif").exit_code == 2
 
 
 @pytest.mark.parametrize("command", COMMANDS)

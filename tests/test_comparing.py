@@ -150,3 +150,9 @@ def test_what_cannot_be_compared_is_told_before_anything_is_computed(asked, chan
     with pytest.raises(OodbenchError, match=words) as caught:
         compare(**(asked | changed))
     assert "\n" not in str(caught.value)
+
+
+def test_a_single_name_stands_for_a_list(asked) -> None:
+    rows = compare(**asked | {"in_": "digits", "out": "digits+blur"}, models="glow", detectors="likelihood",
+                   against="typicality")  # fmt: skip
+    assert names(rows) == [("glow likelihood", "glow typicality")]

@@ -41,3 +41,10 @@ def test_a_cache_that_cannot_be_written_is_told_by_its_variable(
 def test_a_home_that_nobody_has_is_told() -> None:
     with pytest.raises(OodbenchError, match="HOME"):
         expanded("~nobody-has-this-name/images")
+
+
+def test_a_folder_to_write_to_is_given_back_with_the_home_written_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check_writable("~/results") == tmp_path / "results"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from oodbench import plugins
+from oodbench.data import load
 from oodbench.detector import Columns
 from oodbench.errors import OodbenchError
 from oodbench.models.noise import Noise
@@ -213,3 +214,29 @@ def test_loading_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert result.stdout.strip() == ""
+
+
+def test_a_name_that_a_skipped_plugin_may_have_is_told_with_it(tmp_path: Path) -> None:
+    path = plugin(tmp_path, "import no_such_module")
+    load_plugin(path)
+    for kind in (DETECTORS, MODELS):
+        with pytest.raises(OodbenchError, match=f"^Unknown {kind.kind} 'zorg': the plugin {path} may have it"):
+            kind.get("zorg")
+    with pytest.raises(OodbenchError, match=rf"did you mean .*\? Or the plugin {path} may have it"):
+        DETECTORS.get("likelyhood")
+    with pytest.raises(OodbenchError, match=f"Unknown data set 'zorg': the plugin {path} may have it"):
+        load("zorg", "test")
+    plugin(tmp_path, GOOD.format(name="good"))
+    load_plugin(path)
+    with pytest.raises(OodbenchError, match="'zorg': there are"):
+        DETECTORS.get("zorg")
+
+
+def test_a_plugin_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    path = plugin(tmp_path, GOOD.format(name="good"))
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(OodbenchError, match=r"Cannot read the plugin .* \(Permission denied\)"):
+        load_plugins(path)

@@ -272,3 +272,14 @@ def test_an_index_that_cannot_be_read_leaves_the_weights_beside_it(places):
 def test_weights_that_are_not_there_are_told_even_below_an_index(places):
     save(places / "mine")
     assert "There are no weights" in message_of(available_models, "toys", places / "mine" / "tyops")
+
+
+def test_a_file_that_holds_no_weights_is_told(places: Path) -> None:
+    save(places)
+    index = places / "index.json"
+    rows = json.loads(index.read_text())
+    file = places / rows["weights"][0]["file"]
+    file.write_bytes(b"no weights")
+    rows["weights"][0]["sha256"] = sha256(file)
+    index.write_text(json.dumps(rows))
+    assert "does not fit" in message_of(load_model, "pixelcnn", "toys", weights=str(places))

@@ -17,12 +17,12 @@ from oodbench.data.store import Prepared, RawImages, fingerprint, prepared
 from oodbench.data.torchvision_sets import TORCHVISION, prepared_torchvision
 from oodbench.errors import OodbenchError
 from oodbench.files import expanded
-from oodbench.registry import DATASETS
+from oodbench.registry import DATASETS, hint
 
 __all__ = ["available", "load"]
 
 
-def load(name: str, split: str, data_root: Path | None = None) -> Images:
+def load(name: str, split: str, data_root: Path | str | None = None) -> Images:
     """The images of a split ("train", "validation" or "test") of a data set.
 
     `name` is `folder:PATH`, `npz:PATH`, a registered or embedded set, one under the data root (`data_root`, else
@@ -32,6 +32,8 @@ def load(name: str, split: str, data_root: Path | None = None) -> Images:
     """
     if split not in SPLITS:
         raise OodbenchError(f"Unknown split {split!r}: there are {', '.join(SPLITS)}.")
+    if not isinstance(name, str):
+        raise OodbenchError(f"{name!r} does not name a data set: images of your own are 'folder:PATH' or 'npz:PATH'.")
     root = _root(data_root)
     full = _prepared(name, "test" if split == "test" else "train", root)
     n = len(full.pixels)
@@ -50,7 +52,7 @@ def load(name: str, split: str, data_root: Path | None = None) -> Images:
     )
 
 
-def available(data_root: Path | None = None) -> list[tuple[str, str, str]]:
+def available(data_root: Path | str | None = None) -> list[tuple[str, str, str]]:
     """(name, summary, where it would come from) of every known set, in the order in which names are looked for."""
     root = _root(data_root)
     origins = {name: DATASETS.origin_of(name) for name in DATASETS}
@@ -117,7 +119,7 @@ def _source(name: str, part: str, root: Path | None) -> Prepared:
     if name in TORCHVISION:
         return prepared_torchvision(name, part)
     everything = [*DATASETS, *under_root, *TORCHVISION]
-    raise OodbenchError(f"Unknown data set {name!r}: {_near(name, everything)} Your own: folder:PATH or npz:PATH.")
+    raise OodbenchError(f"Unknown data set {name!r}: {hint(name, everything)} Your own: folder:PATH or npz:PATH.")
 
 
 def _registered(name: str, part: str) -> Prepared:
@@ -150,9 +152,9 @@ def _from_root(name: str, part: str, folder: Path) -> Prepared:
     return prepared(f"root:{path}", part, stamp_of(path), lambda: read_npz(path), str(path))
 
 
-def _root(data_root: Path | None) -> Path | None:
+def _root(data_root: Path | str | None) -> Path | None:
     if data_root is None and os.environ.get("OODBENCH_DATA"):
-        data_root = Path(os.environ["OODBENCH_DATA"])
+        data_root = os.environ["OODBENCH_DATA"]
     if data_root is None:
         return None
     data_root = expanded(data_root)

@@ -14,6 +14,7 @@ from oodbench.data.npz import LAYOUT
 from oodbench.data.store import Prepared, RawImages, prepared
 from oodbench.errors import OodbenchError
 from oodbench.files import cache_dir
+from oodbench.messages import tell
 
 __all__ = ["TORCHVISION", "prepared_torchvision"]
 
@@ -86,7 +87,7 @@ def _read(name: str, part: str) -> RawImages:
 
     known = TORCHVISION[name]
     folder = cache_dir() / "downloads" / name
-    print(f"Getting {name} ({part}) with torchvision into {folder}", file=sys.stderr)
+    tell(f"Getting {name} ({part}) with torchvision into {folder}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.redirect_stdout(sys.stderr):  # results alone go to stdout

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from safetensors.numpy import load, save
 
 from oodbench.errors import OodbenchError
 from oodbench.files import write_atomically
+from oodbench.messages import tell
 
 __all__ = ["SCHEMA", "Chunk", "Entry", "key_of"]
 
@@ -130,7 +130,7 @@ def _read_chunk(path: Path) -> Chunk | None:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, SafetensorError):
-        print(f"oodbench: cached columns in {path} are damaged; they are dropped and computed again.", file=sys.stderr)
+        tell(f"oodbench: cached columns in {path} are damaged; they are dropped and computed again.")
         with suppress(OSError):
             path.unlink(missing_ok=True)
         return None

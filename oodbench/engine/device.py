@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from oodbench.errors import OodbenchError
+from oodbench.messages import tell
 
 __all__ = ["BatchSize", "Stopwatch", "choose_device", "is_out_of_memory", "keep_freed_memory", "true_float32"]
 
@@ -52,7 +53,7 @@ class BatchSize:
         self.value = used // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        print(f"oodbench: out of memory with {used} images at a time; going on with {self.value}.", file=sys.stderr)
+        tell(f"oodbench: out of memory with {used} images at a time; going on with {self.value}.")
 
 
 def _automatic(device: torch.device) -> int:

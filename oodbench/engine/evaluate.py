@@ -1,7 +1,6 @@
 """One loop over batches computes every statistic that is not cached yet."""
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from oodbench.engine.ledger import Ledger
 from oodbench.engine.passes import passes_for
 from oodbench.errors import OodbenchError
 from oodbench.files import cache_dir
+from oodbench.messages import tell
 from oodbench.models.nn import networks
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def evaluate(
     for name, column in values.items():
         bad = int(np.count_nonzero(~np.isfinite(column.reshape(len(column), -1)).all(axis=1)))
         if bad:
-            print(f"oodbench: {title}: {name} is not finite for {bad} of {len(column)} images.", file=sys.stderr)
+            tell(f"oodbench: {title}: {name} is not finite for {bad} of {len(column)} images.")
     dimensions = math.prod(adaptation.domain.shape)
     seconds = sum(float(chunk.seconds.mean()) for chunk in taken) if taken else None
     latents = model.module.latent_dimensions if model else None

@@ -1,7 +1,6 @@
 """Runs a suite, pair by pair, through the ordinary `run`."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
@@ -9,7 +8,8 @@ from typing import Unpack
 from oodbench.benchmark import run_records
 from oodbench.errors import OodbenchError
 from oodbench.files import check_writable
-from oodbench.how import How, Options
+from oodbench.how import How, Options, listed, listed_seeds
+from oodbench.messages import tell
 from oodbench.plugins import load_plugins
 from oodbench.pretrained import available_models
 from oodbench.records import Record
@@ -20,12 +20,12 @@ __all__ = ["run_suite"]
 
 def run_suite(
     name: str,
-    in_: Sequence[str] | None = None,
-    models: Sequence[str] | None = None,
+    in_: Sequence[str] | str | None = None,
+    models: Sequence[str] | str | None = None,
     *,
     train: bool = False,
-    results: Path | None = None,
-    seeds: Sequence[int] = (),
+    results: Path | str | None = None,
+    seeds: Sequence[int] | int = (),
     **options: Unpack[Options],
 ) -> tuple[Suite, list[Record]]:
     """The suite (or its part with these in-distribution sets and models) and its records, pairs in the suite's order.
@@ -37,10 +37,9 @@ def run_suite(
     """
     how = How(**options)
     load_plugins(how.plugins)
-    suite = load_suite(name).only(in_, models)
+    suite = load_suite(name).only(listed(in_), listed(models))
     suite.check_names()
-    if results is not None:
-        check_writable(results)
+    results, seeds = results and check_writable(results), listed_seeds(seeds)
     for data_set in dict.fromkeys(name for pair in suite.pairs for name in (pair.in_, *pair.out)):
         how.load(data_set, "test")
     if not train:
@@ -62,7 +61,7 @@ def run_suite(
     for detector, size in wanted:
         if not any((r["detector"], r["group_size"]) == (detector, size) for r in records.values()):
             label = detector if size == 1 else f"{detector}@{size}"
-            print(f"oodbench: {label} applies to no model of the suite {suite.name}.", file=sys.stderr)
+            tell(f"oodbench: {label} applies to no model of the suite {suite.name}.")
     kept = [record for record in records.values() if (record["detector"], record["group_size"]) in wanted]
     if not kept:
         raise OodbenchError(f"No detector of the suite {suite.name} applies to any of its models: name others.")
@@ -71,7 +70,7 @@ def run_suite(
     return suite, kept
 
 
-def _check_weights(suite: Suite, weights: Path | None, seeds: Sequence[int]) -> None:
+def _check_weights(suite: Suite, weights: Path | str | None, seeds: Sequence[int]) -> None:
     """Raises `OodbenchError` naming all models that have no weights for one of their in-distribution sets."""
     missing: dict[str, list[str]] = {}
     wanted: Sequence[int | None] = seeds or [None]

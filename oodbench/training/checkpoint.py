@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from oodbench.files import write_atomically
+from oodbench.messages import tell
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -48,7 +48,7 @@ def load_checkpoint(
     except FileNotFoundError:
         return None
     except (SafetensorError, ValueError, OSError) as error:
-        print(f"oodbench: cannot continue from {path} ({error}): training starts anew.", file=sys.stderr)
+        tell(f"oodbench: cannot continue from {path} ({error}): training starts anew.")
         return None
     progress: dict[str, Any] = json.loads(metadata["progress"])
     module.load_state_dict(_strip(tensors, "module."))

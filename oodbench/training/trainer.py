@@ -4,7 +4,6 @@ import copy
 import hashlib
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from oodbench.data import Adaptation, Images, adaptation, in_domain, load
 from oodbench.engine.device import choose_device, keep_freed_memory
 from oodbench.errors import OodbenchError
 from oodbench.files import cache_dir, check_writable
+from oodbench.messages import tell
 from oodbench.models.base import DensityModel, bits_per_dim, has_bits
 from oodbench.models.nn import networks
 from oodbench.models.noise import Noise
@@ -44,9 +44,9 @@ def train(
     *,
     preset: str = "small",
     background: bool = False,
-    data_root: Path | None = None,
+    data_root: Path | str | None = None,
     device: str = "auto",
-    pretrained: Path | None = None,
+    pretrained: Path | str | None = None,
     seed: int = 0,
     recipe: Recipe | None = None,
     progress: bool = True,
@@ -57,8 +57,8 @@ def train(
     of a likelihood ratio, on mutated images. NaN losses raise `OodbenchError`.
     """
     build = MODELS.get(model)
-    for folder in (pretrained or own_folder(), cache_dir() / "checkpoints"):
-        check_writable(folder)
+    pretrained = check_writable(pretrained or own_folder())
+    check_writable(cache_dir() / "checkpoints")
     recipe = recipe or load_recipe(model, dataset, preset, background)
     train_images, validation = load(dataset, "train", data_root), load(dataset, "validation", data_root)
     domain = in_domain(train_images)
@@ -171,40 +171,39 @@ class _Run:
                 self.module.initialise(batch, noise)
                 self.averaged.load_state_dict(self.module.state_dict())
         elif state["step"]:
-            print(f"{self.title}: continuing at step {state['step']} of {self.recipe.steps}", file=sys.stderr)
+            tell(f"{self.title}: continuing at step {state['step']} of {self.recipe.steps}")
         every = max(1, self.recipe.steps // CURVE_POINTS)
-        bar = tqdm(
+        with tqdm(
             total=self.recipe.steps,
             initial=state["step"],
             desc=self.title,
             unit="step",
             disable=not self.progress,
             mininterval=1.0,
-        )
-        first, started = state["step"], time.perf_counter()
-        begin, saved = started - state["seconds"], started
-        while state["step"] < self.recipe.steps:
-            loss = self.step(state["step"])
-            state["step"] += 1
-            bar.update()
-            if state["step"] == first + ESTIMATE_AFTER:
-                per_step = (time.perf_counter() - started) / ESTIMATE_AFTER
-                minutes = per_step * (self.recipe.steps - state["step"]) / 60
-                print(f"{self.title}: {self.recipe.steps} steps, about {minutes:.1f} minutes to go", file=sys.stderr)
-            if state["step"] % every == 0 or state["step"] == self.recipe.steps:
-                self._check(float(loss), state["step"])
-                bpd = self.validate()
-                self._check(bpd, state["step"])
-                state["seconds"] = time.perf_counter() - begin
-                state["curve"].append([state["step"], round(state["seconds"], 1), round(bpd, 5)])
-                unit = "bits/dim" if has_bits(self.module.likelihood) else "nats/dim of loss"
-                bar.set_postfix_str(f"validation {bpd:.3f} {unit}")
-            if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-                self._check(float(loss), state["step"])
-                state["seconds"] = time.perf_counter() - begin
-                save_checkpoint(self.checkpoint, self.module, self.averaged, self.optimizer, state)
-                saved = time.perf_counter()
-        bar.close()
+        ) as bar:
+            first, started = state["step"], time.perf_counter()
+            begin, saved = started - state["seconds"], started
+            while state["step"] < self.recipe.steps:
+                loss = self.step(state["step"])
+                state["step"] += 1
+                bar.update()
+                if state["step"] == first + ESTIMATE_AFTER:
+                    per_step = (time.perf_counter() - started) / ESTIMATE_AFTER
+                    minutes = per_step * (self.recipe.steps - state["step"]) / 60
+                    tell(f"{self.title}: {self.recipe.steps} steps, about {minutes:.1f} minutes to go")
+                if state["step"] % every == 0 or state["step"] == self.recipe.steps:
+                    self._check(float(loss), state["step"])
+                    bpd = self.validate()
+                    self._check(bpd, state["step"])
+                    state["seconds"] = time.perf_counter() - begin
+                    state["curve"].append([state["step"], round(state["seconds"], 1), round(bpd, 5)])
+                    unit = "bits/dim" if has_bits(self.module.likelihood) else "nats/dim of loss"
+                    bar.set_postfix_str(f"validation {bpd:.3f} {unit}")
+                if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                    self._check(float(loss), state["step"])
+                    state["seconds"] = time.perf_counter() - begin
+                    save_checkpoint(self.checkpoint, self.module, self.averaged, self.optimizer, state)
+                    saved = time.perf_counter()
         if not state["curve"]:  # an ensemble, of which nothing is left to train
             state["curve"].append([0, 0.0, round(self.validate(), 5)])
         return self.averaged.cpu(), state

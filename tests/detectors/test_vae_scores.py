@@ -226,3 +226,12 @@ def test_dose_sees_in_two_statistics_what_neither_shows_alone_less_than_both() -
     phi = (1 + math.erf(1.0)) / 2
     assert one == pytest.approx(phi**2 + (1 - phi) ** 2, abs=0.02)
     assert auroc(("a", "b")) > one + 0.03
+
+
+@pytest.mark.parametrize(("name", "least"), [("lpath", 1), ("lpath_mahalanobis", 2)])
+def test_too_few_validation_images_for_a_path_are_told(name: str, least: int) -> None:
+    few = np.random.default_rng(0).normal(size=(least, 3))
+    assert np.isfinite(fitted(name, path(few)).score(path(few))).all()
+    few[0, 0] = np.inf  # of which nothing is learned
+    with pytest.raises(OodbenchError, match=f"needs {least} validation images and there are {least - 1}"):
+        fitted(name, path(few))

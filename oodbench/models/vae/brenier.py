@@ -1,4 +1,4 @@
-"""Injective networks from gradients of convex potentials (Brenier maps), as of Wang et al. 2021, Section 3.
+"""Injective networks from gradients of convex potentials (Brenier maps), as of Wang et al. 2021.
 
 The gradient g' of a strongly convex g is injective, as (g'(a) - g'(b))'(a - b) grows with norm(a - b)^2.
 """

@@ -22,7 +22,7 @@ class BridgePrior(nn.Module):
         p(z_{t-1} | z_t) = int q(z_{t-1} | z_t, f) N(f; m(z_t), s(z_t)^2) df
 
     z_T has the process's stationary law, and the step back is its bridge to a network's guess of f (Cohen et al. 2022,
-    Section 3.2, whose network gives the noise, and whose variance is fixed). At the start m and s^2 are those of
+    whose network gives the noise, and whose variance is fixed). At the start m and s^2 are those of
     f ~ N(0, I), and p(z) is the stationary process itself.
     """
 

@@ -12,7 +12,7 @@ def incompatibility(log_ratio: Callable[[Tensor, Tensor], Tensor], x: Tensor, z:
     """An unbiased estimate of |d_x d_z log_ratio(x, z)|_F^2 (B,), of log p(x | z) - log q(z | x) in nats (B,).
 
     It is 0 everywhere if and only if log_ratio(x, z) = a(x) + b(z), as of the conditionals of one joint distribution
-    (Liu et al. 2021, Section 3). `probe` is standard normal, like z: |d_x (probe . d_z log_ratio)|^2 (Hutchinson 1990).
+    (Liu et al. 2021). `probe` is standard normal, like z: |d_x (probe . d_z log_ratio)|^2 (Hutchinson 1990).
     Differentiable in the parameters of log_ratio, not in x and z.
     """
     keep = torch.is_grad_enabled()

@@ -1,4 +1,7 @@
-"""Two conditionals and no prior (Liu et al. 2021, "On the generative utility of cyclic conditionals")."""
+"""Two conditionals and no prior.
+
+Liu, Tang, Qin, Wang & Liu, "On the Generative Utility of Cyclic Conditionals", NeurIPS 2021, arXiv:2106.15962.
+"""
 
 import math
 
@@ -20,7 +23,7 @@ __all__ = ["CyGen"]
 class CyGen(DensityModel):
     """P(x | z) and q(z | x), made to belong to one joint distribution; of such a pair
 
-        P(x) = 1 / E_q(z | x) [1 / P(x | z)]                                        (Liu et al. 2021, Section 3)
+        P(x) = 1 / E_q(z | x) [1 / P(x | z)]                                        (Liu et al. 2021)
 
     holds for bytes as for densities. P(x | z) is the discretised logistic of the bytes, so that log_px =
     -log 1/K sum_k 1 / P(x | z_k), with K = `draws`, is in nats of the discrete image, without dequantisation. By
@@ -129,7 +132,7 @@ class CyGen(DensityModel):
     def sample(self, n: int, noise: Noise) -> Tensor:
         """uint8 (n, C, H, W): x from P(x | z) and z from q(z | x) in turn, `chain` times from z ~ N(0, I).
 
-        Of a compatible pair the chain's law tends to the joint distribution (Liu et al. 2021, Section 3, who prefer
+        Of a compatible pair the chain's law tends to the joint distribution (Liu et al. 2021, who prefer
         Langevin steps in x, which bytes do not allow).
         """
         z = noise.normal(self.latent_shape, "start").to(next(self.parameters()).dtype)

@@ -1,4 +1,7 @@
-"""The latent-identifiable variational autoencoder (Wang et al. 2021)."""
+"""The latent-identifiable variational autoencoder.
+
+Wang, Blei & Cunningham, "Posterior Collapse and Latent Variable Non-identifiability", NeurIPS 2021, arXiv:2301.00537.
+"""
 
 from typing import Any
 
@@ -12,7 +15,7 @@ __all__ = ["LIDVAE"]
 class LIDVAE(DenseVAE):
     """The VAE with a decoder that gives no two latents the same P(x | z), so that none can be collapsed.
 
-    Where latents are not identifiable, the posterior may equal the prior at no cost (Wang et al. 2021, Theorem 1). Here
+    Where latents are not identifiable, the posterior may equal the prior at no cost (Wang et al. 2021). Here
     the pixels' means are an injective function of z (`InjectiveDecoder`), whatever its scales are. Means of a mixture
     may change places, and a Bernoulli or categorical decoder has none: it takes the logistic observation with one
     component. All other things are the VAE's; the number reported is the importance-weighted bound.

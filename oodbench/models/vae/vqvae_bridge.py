@@ -1,4 +1,8 @@
-"""Discrete codes whose prior is a diffusion bridge, learnt end to end (Cohen et al. 2022)."""
+"""Discrete codes whose prior is a diffusion bridge, learnt end to end.
+
+Cohen, Quispe, Le Corff, Ollion & Moulines, "Diffusion bridges vector quantized variational autoencoders", ICML 2022,
+arXiv:2202.04895.
+"""
 
 import math
 
@@ -36,7 +40,7 @@ class VQVAEBridge(LatentModel):
         q(c | x) ~ exp(-|f(x) - e_c|^2 / h),  p(c | z_0) ~ exp(-|z_0 - e_c|^2 / h'),  P(x | c): decoded from the e_c
 
     The path z is an Ornstein-Uhlenbeck bridge of T = `steps` steps under q and its learned reverse under p (Cohen et
-    al. 2022, Sections 3.1 and 3.2; see `BridgePrior`). They put all mass of q(z_0 | x) on f(x), which has no density:
+    al. 2022; see `BridgePrior`). They put all mass of q(z_0 | x) on f(x), which has no density:
     here the process has run for a short while at z_0, so that every factor is normalised and the number a lower bound.
 
     One draw is codes and path; `draws` of them are importance-weighted. reconstruction and kl = codes + bridge are the
