@@ -79,7 +79,8 @@ class SWAG(WeightPosterior):
         own = torch.randn(mean.shape, generator=generator).to(mean)
         together = torch.tensordot(low_rank.to(mean), deviations, 1) / math.sqrt(2 * (self.rank - 1))
         moved = mean + math.sqrt(self.scale) * (state["swag_variance"].sqrt() * own / math.sqrt(2) + together)
-        return state["swag_first"] + moved
+        drawn: Tensor = state["swag_first"] + moved
+        return drawn
 
 
 def collect(state: dict[str, Any], p: Tensor, count: int, rank: int) -> None:
