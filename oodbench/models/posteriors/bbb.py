@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 
 __all__ = ["BBB"]
 
+# Steps of Adam have the size of the learning rate, whatever the gradient's: 1e-4 is much for a weight of 0.05, and
+# nothing for the logarithm of a scale, which has some nats to go from any start.
+_PACE = 100.0
+
 
 class BBB(WeightPosterior):
-    """q(theta) = N(mean, softplus(rho)^2), trained on E_q[loss] + KL(q || N(0, prior_std^2 I)) / images.
+    """q(theta) = N(mean, std^2), trained on E_q[loss] + KL(q || N(0, prior_std^2 I)) / images (Blundell et al. 2015).
 
-    The means start at the trained weights, the scales at `start_std`. Linear layers use the local reparameterisation
-    (Kingma et al. 2015, Equation 6): noise of their own for every row of a batch, of a much smaller variance. All
-    other weights are drawn once a batch. Members are drawn from q at the end.
+    The means start at the trained weights. std = start_std exp(100 rho) rather than the paper's softplus(rho): rho
+    starts at 0, and one learning rate suits both. Linear layers use the local reparameterisation (Kingma et al. 2015,
+    Equation 6): noise of their own for every row of a batch, of a much smaller variance. All other weights are drawn
+    once a batch. Members are drawn from q at the end.
     """
 
     def __init__(
@@ -42,21 +47,22 @@ class BBB(WeightPosterior):
         super().__init__(shape, model, config, members, part)
         if prior_std <= 0 or start_std <= 0:
             raise OodbenchError("The scales of prior and start must be positive.")
-        self.prior_std = prior_std
-        start = math.log(math.expm1(start_std))
-        self.rho = nn.ParameterList([torch.full_like(p, start) for p in self.random.values()])
+        self.prior_std, self.start_std = prior_std, start_std
+        self.rho = nn.ParameterList([torch.zeros_like(p) for p in self.random.values()])
         self.images = 1  # of the training set: the KL's share a batch
 
     def optimizer(self, recipe: "Recipe", images: int, seed: int) -> torch.optim.Optimizer:
         self.images, self.seed = images, seed
-        return torch.optim.Adam([*self.random.values(), *self.rho], recipe.learning_rate)
+        # The KL's gradient of one weight in the trainer's nats per dimension is 1 / (images * dimensions), 7e-9 for
+        # CIFAR-10: less than Adam's usual epsilon, which would stop the scales that the images leave free.
+        return torch.optim.Adam([*self.random.values(), *self.rho], recipe.learning_rate, eps=1e-15)
 
     def rate(self, step: int, recipe: "Recipe") -> float:
         return 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
     def scales(self) -> dict[str, Tensor]:
         """The standard deviation of every random weight, by name."""
-        return {name: F.softplus(rho) for name, rho in zip(self.random, self.rho, strict=True)}
+        return {name: self.start_std * (_PACE * rho).exp() for name, rho in zip(self.random, self.rho, strict=True)}
 
     def kl(self) -> Tensor:
         """KL(q(theta) || N(0, prior_std^2 I)) in nats."""
@@ -84,25 +90,29 @@ class BBB(WeightPosterior):
     def _drawn(self, noise: Noise) -> Iterator[None]:
         """Inside, `inner` computes with random weights: differentiable in means and scales."""
         scales, owners, handles = self.scales(), _owners(self.inner), []
-        means = dict(self.random)
-        for name, module in self.inner.named_modules():
-            if isinstance(module, Linear | networks.Linear) and f"{name}.weight" in means:
-                of_weight, of_bias = (scales[f"{name}.{part}"] for part in ("weight", "bias"))
-                del means[f"{name}.weight"], means[f"{name}.bias"]
-                handles.append(module.register_forward_hook(_local(module, name, of_weight, of_bias, noise)))
         try:
-            for name, mean in means.items():
+            for name, mean in self.random.items():
                 # The same for a whole batch: the noise of its first image, which is a new one in every step.
                 e = noise.rows(slice(0, 1)).normal(tuple(mean.shape), f"weight {name}")[0].to(mean)
                 module, attribute = owners[name]
                 module._parameters[attribute] = mean + scales[name] * e  # until below
+            for path, module in self.inner.named_modules():
+                if isinstance(module, Linear | networks.Linear) and f"{path}.weight" in self.random:
+                    means = {key: self.random[f"{path}.{key}"] for key in _PARTS if f"{path}.{key}" in self.random}
+                    stds = {key: scales[f"{path}.{key}"] for key in means}
+                    # Drawn above all the same: some models read the weights of a layer that they do not call.
+                    handles.append(module.register_forward_pre_hook(_at(means)))
+                    handles.append(module.register_forward_hook(_local(path, stds, dict(module._parameters), noise)))
             yield
         finally:
-            for name in means:
+            for name, mean in self.random.items():
                 module, attribute = owners[name]
-                module._parameters[attribute] = self.random[name]
+                module._parameters[attribute] = mean
             for handle in handles:
                 handle.remove()
+
+
+_PARTS = ("weight", "bias")  # of a linear layer
 
 
 def _owners(inner: nn.Module) -> dict[str, tuple[nn.Module, str]]:
@@ -114,17 +124,30 @@ def _owners(inner: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     }
 
 
+def _at(means: Mapping[str, Tensor]) -> Callable[..., None]:
+    """A hook before a layer that puts the means in the place of the drawn weights."""
+
+    def hook(module: nn.Module, _: tuple[Tensor]) -> None:
+        module._parameters.update(means)  # type: ignore[arg-type]  # a tensor does as well
+
+    return hook
+
+
 def _local(
-    module: Linear | networks.Linear, name: str, of_weight: Tensor, of_bias: Tensor, noise: Noise
+    name: str, stds: Mapping[str, Tensor], drawn: Mapping[str, Tensor | None], noise: Noise
 ) -> Callable[..., Tensor]:
-    """A hook that adds to x W' + b the noise that random W and b would: sqrt((x^2)' s_W^2 + s_b^2) e."""
+    """A hook that adds to x W' + b the noise that random W and b would: sqrt((x^2)' s_W^2 + s_b^2) e.
 
-    mask = module.mask if isinstance(module, Linear) else None
+    Without s_b the bias is none or fixed. The drawn weights come back.
+    """
 
-    def hook(_: nn.Module, arguments: tuple[Tensor], out: Tensor) -> Tensor:
-        x = arguments[0].to(of_weight.dtype)
-        variance = of_weight.square() if mask is None else of_weight.square() * mask
-        spread = F.linear(x.square(), variance, of_bias.square()).clamp_min(1e-20).sqrt()
+    def hook(module: nn.Module, arguments: tuple[Tensor], out: Tensor) -> Tensor:
+        module._parameters.update(drawn)  # type: ignore[arg-type]
+        weight, bias = stds["weight"].square(), stds.get("bias")
+        if isinstance(module, Linear) and module.mask is not None:
+            weight = weight * module.mask
+        x = arguments[0].to(weight.dtype)
+        spread = F.linear(x.square(), weight, None if bias is None else bias.square()).clamp_min(1e-20).sqrt()
         rows = noise if len(out) == len(noise.index) else noise.expand(0, len(out) // len(noise.index))
         return out + (spread * rows.normal(tuple(out.shape[1:]), f"local {name}").to(spread)).to(out.dtype)
 

@@ -76,18 +76,27 @@ class SWAG(WeightPosterior):
 
     def _draw(self, state: dict[str, Tensor], low_rank: Tensor, generator: torch.Generator) -> Tensor:
         mean, deviations = state["swag_mean"], state["swag_deviations"]
-        diagonal = (state["swag_square"] - mean.square()).clamp_min(0)
         own = torch.randn(mean.shape, generator=generator).to(mean)
         together = torch.tensordot(low_rank.to(mean), deviations, 1) / math.sqrt(2 * (self.rank - 1))
-        drawn: Tensor = mean + math.sqrt(self.scale) * (diagonal.sqrt() * own / math.sqrt(2) + together)
+        moved = mean + math.sqrt(self.scale) * (state["swag_variance"].sqrt() * own / math.sqrt(2) + together)
+        drawn: Tensor = state["swag_first"] + moved
         return drawn
 
 
 def collect(state: dict[str, Any], p: Tensor, count: int, rank: int) -> None:
-    """Takes the `count`-th (1, 2, ...) point of a trajectory into running moments and the last `rank` deviations."""
+    """Takes the `count`-th (1, 2, ...) point of a trajectory into running moments and the last `rank` deviations.
+
+    The moments are those of what the weights moved since the first point, by Welford's recursion: E[w^2] - E[w]^2 of
+    float32 weights, which move by a thousandth of their size or less, would be little but rounding. float64 would not
+    do: a checkpoint gives an optimizer's state back in the dtype of its weights.
+    """
     if count == 1:
-        state["swag_mean"], state["swag_square"] = torch.zeros_like(p), torch.zeros_like(p)
+        state["swag_first"] = p.detach().clone()
+        state["swag_mean"], state["swag_variance"] = torch.zeros_like(p), torch.zeros_like(p)
         state["swag_deviations"] = torch.zeros((rank, *p.shape), dtype=p.dtype, device=p.device)
-    state["swag_mean"].lerp_(p.detach(), 1 / count)
-    state["swag_square"].lerp_(p.detach().square(), 1 / count)
-    state["swag_deviations"][(count - 1) % rank] = p.detach() - state["swag_mean"]
+    moved, mean = p.detach() - state["swag_first"], state["swag_mean"]
+    before = moved - mean
+    mean.add_(before, alpha=1 / count)
+    deviation = moved - mean
+    state["swag_variance"].lerp_(before * deviation, 1 / count)
+    state["swag_deviations"][(count - 1) % rank] = deviation

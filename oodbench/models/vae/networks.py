@@ -211,20 +211,23 @@ class DenseDecoders:
 
     def __init__(self, decoders: Sequence[DenseDecoder]) -> None:
         self.image = decoders[0].image
-        self.linear = _stack([decoder.linear for decoder in decoders])
-        self.layers = [
+        stacks = [
             _stack([cast(images.Linear, decoder.layers[place]) for decoder in decoders])
             for place in range(0, len(decoders[0].layers), 2)
         ]
+        self.hidden, (weight, bias) = stacks[:-1], stacks[-1]
+        # One product gives the sum of the linear map and the network: no image-sized sum is written to be added.
+        linear, of_linear = _stack([decoder.linear for decoder in decoders])
+        self.last = torch.cat([linear, weight], 1), of_linear + bias
 
     def __call__(self, z: Tensor, members: slice) -> Tensor:
         """(B, latents) -> (m, B, outputs, H, W), of so many of the decoders."""
-        weight, bias = self.linear
-        x = z.to(weight.dtype).expand(len(weight[members]), *z.shape)
-        out = torch.baddbmm(bias[members], x, weight[members]).to(z.dtype)
-        for place, (weight, bias) in enumerate(self.layers):
-            x = torch.baddbmm(bias[members], x.relu_() if place else x, weight[members])
-        return (out + x).reshape(*x.shape[:2], *self.image)
+        weight, bias = (t[members] for t in self.last)
+        start = hidden = z.to(weight.dtype).expand(len(weight), *z.shape)
+        for of_layer, of_bias in self.hidden:
+            hidden = torch.baddbmm(of_bias[members], hidden, of_layer[members]).relu_()
+        out = torch.baddbmm(bias, torch.cat([start, hidden], 2), weight).to(z.dtype)
+        return out.reshape(*out.shape[:2], *self.image)
 
 
 class ConvolutionalEncoder(_Vector, images.ImageEncoder):

@@ -1,0 +1,36 @@
+"""Posteriors over weights begin at trained models, which are trained first where they are missing."""
+
+import math
+
+import pytest
+import torch
+
+from oodbench.errors import OodbenchError
+from oodbench.models.noise import Noise
+from oodbench.pretrained import load_model
+from oodbench.registry import MODELS
+from oodbench.training import Recipe, train
+
+CONFIG = {"latents": 4, "hidden": 16, "mixtures": 1, "draws": 4}  # the tiny preset's
+
+
+def test_an_ensembles_members_are_the_trainings_of_its_seeds(tmp_path, monkeypatch):
+    monkeypatch.setenv("OODBENCH_PRETRAINED", str(tmp_path))
+    recipe = Recipe(0, 16, 1e-3, config={"config": CONFIG, "members": 3})
+    trained = train("ensemble(vae)", "digits", preset="tiny", recipe=recipe, seed=5, progress=False)
+    alone = [load_model("vae", "digits", preset="tiny", seed=seed) for seed in (5, 6, 7)]
+    assert trained.entry["starts"] == [each.weights for each in alone]
+    x = torch.randint(0, 256, (6, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    noise = Noise.of(torch.arange(6))
+    with torch.no_grad():
+        columns = trained.module.statistics(x, noise)
+        expected = torch.stack([each.module.log_prob(x, noise) for each in alone], 1)
+    torch.testing.assert_close(columns["log_px_members"], expected)
+    torch.testing.assert_close(columns["log_px"], expected.logsumexp(1) - math.log(3))
+    assert float(expected.std(1).min()) > 0.1  # trainings of their own
+
+
+def test_an_ensemble_has_no_part():
+    posterior = MODELS.get("ensemble(vae)")((1, 8, 8), config=CONFIG, part="decoder")
+    with pytest.raises(OodbenchError, match="leave out `part`"):
+        posterior.seeds(0)
