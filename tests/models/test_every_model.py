@@ -17,7 +17,7 @@ from oodbench.registry import MODELS
 
 every_model = pytest.mark.parametrize("name", CONFIGS)
 # Their losses' gradients are on purpose not the losses': see their own tests.
-SURROGATES = {"rectangular", "two-step", "svae", "vqvae-bridge", "cygen", "tsc-vae"}
+SURROGATES = {"rectangular", "two-step", "svae", "vqvae-bridge", "cygen", "lae", "tsc-vae"}
 
 
 def test_every_built_in_model_is_tested_here():
