@@ -52,10 +52,10 @@ def cholesky(precision: Tensor) -> Tensor:
 
 
 def expansion(decoder: DenseDecoder, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope (B, L) and negated curvature (B, L, L) of log P(x | z) p(z) at z, in float64, as if the decoder were linear.
+    """Slope (B, L) and negated curvature (B, L, L) of log P(x | z) p(z) at z, as if the decoder were linear there.
 
-    P(x | z) is one discretised logistic a number. Sharp pixels give eigenvalues of 10^7 and more, beside which float32
-    loses the prior's 1.
+    P(x | z) is one discretised logistic a number. In float64: sharp pixels give eigenvalues of 10^7 and more, beside
+    which float32 loses the prior's 1.
     """
     searched = slice(1, 1 + 2 * x.shape[1])  # of the decoder's outputs: means and log-scales, behind one logit
     parameters, jacobian = linearised(decoder, z, searched)
