@@ -238,6 +238,7 @@ MODELS: ModelRegistry = ModelRegistry(
             "oodbench.models.vae.lidvae:LIDVAE",
             "VAE with an injective decoder of convex potentials' gradients (Wang et al. 2021)",
         ),
+        "lae": ("oodbench.models.vae.lae:LAE", "Langevin autoencoder, its encoder sampled (Taniguchi et al. 2022)"),
         "tsc-vae": (
             "oodbench.models.vae.tsc:TSCVAE",
             "VAE by transport score climbing: HMC in a warped latent space (Zhang et al. 2023)",

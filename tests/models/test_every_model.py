@@ -17,7 +17,7 @@ from oodbench.registry import MODELS
 
 every_model = pytest.mark.parametrize("name", CONFIGS)
 # Their losses' gradients are on purpose not the losses': see their own tests.
-SURROGATES = {"rectangular", "two-step", "svae", "vqvae-bridge", "cygen", "tsc-vae"}
+SURROGATES = {"rectangular", "two-step", "svae", "vqvae-bridge", "cygen", "lae", "tsc-vae"}
 
 
 def test_every_built_in_model_is_tested_here():
@@ -187,6 +187,10 @@ def plain(config: dict[str, Any]) -> list[Any]:
         ("vqvae-bridge", (1, 8, 8), {"latents": 9}),
         ("vqvae-bridge", (1, 8, 8), {"codes": 1}),
         ("vqvae-bridge", (1, 6, 8), {"network": "maps"}),
+        ("lae", (1, 8, 8), {"mixtures": 2}),
+        ("lae", (1, 8, 8), {"features": 31}),
+        ("lae", (1, 8, 8), {"eta": -1e-4}),
+        ("lae", (1, 8, 8), {"chain_steps": 1}),
         ("tsc-vae", (1, 8, 8), {"step_size": 1.5}),
         ("tsc-vae", (1, 8, 8), {"latents": 1}),
         ("tsc-vae", (1, 8, 8), {"variational": 1.25}),

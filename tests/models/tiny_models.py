@@ -34,6 +34,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "cygen": {"latents": 4, "hidden": 12, "draws": 3, "training_draws": 2, "chain": 3},
     "vqvae-bridge": {"latents": 4, "codes": 8, "hidden": 12, "draws": 3, "steps": 3, "reverse_hidden": 16},
     "lidvae": {"latents": 4, "hidden": 12, "draws": 3},
+    "lae": {"latents": 4, "hidden": 12, "draws": 3, "features": 8, "chain_steps": 6},
     "tsc-vae": {"latents": 4, "hidden": 12, "draws": 3, "width": 8},
     "pixelcnn": {"layers": 2, "filters": 12},
     "pixelcnn++": {"residuals": 1, "filters": 8, "mixtures": 2},

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from oodbench.errors import OodbenchError
+from oodbench.models.likelihoods import logistic_expansion
 from oodbench.models.networks import Linear
 from oodbench.models.noise import Noise
 from oodbench.models.vae.networks import DenseDecoder
 from oodbench.models.vae.posteriors import Posterior, standard_normal_log_prob
 
-__all__ = ["FullGaussian", "cholesky", "linearised"]
+__all__ = ["FullGaussian", "cholesky", "expansion", "linearised"]
 
 
 class FullGaussian(Posterior):
@@ -48,6 +49,21 @@ def cholesky(precision: Tensor) -> Tensor:
             "train with a lower learning_rate or clip."
         )
     return cast(Tensor, factor)
+
+
+def expansion(decoder: DenseDecoder, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope (B, L) and negated curvature (B, L, L) of log P(x | z) p(z) at z, as if the decoder were linear there.
+
+    P(x | z) is one discretised logistic a number. In float64: sharp pixels give eigenvalues of 10^7 and more, beside
+    which float32 loses the prior's 1.
+    """
+    searched = slice(1, 1 + 2 * x.shape[1])  # of the decoder's outputs: means and log-scales, behind one logit
+    parameters, jacobian = linearised(decoder, z, searched)
+    slope, curvature = (t.flatten(1).double() for t in logistic_expansion(x, parameters))
+    jacobian, z = jacobian.double(), z.double()
+    one = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    precision = (jacobian * curvature[:, None]) @ jacobian.mT + one
+    return (jacobian @ slope[..., None])[..., 0] - z, precision
 
 
 def linearised(decoder: DenseDecoder, z: Tensor, outputs: slice) -> tuple[Tensor, Tensor]:

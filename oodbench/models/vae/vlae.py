@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from oodbench.errors import OodbenchError
-from oodbench.models.likelihoods import logistic_expansion
 from oodbench.models.noise import Noise
-from oodbench.models.vae.laplace import FullGaussian, cholesky, linearised
+from oodbench.models.vae.laplace import FullGaussian, cholesky, expansion
 from oodbench.models.vae.networks import DenseEncoder
 from oodbench.models.vae.vae import DenseVAE
 
@@ -59,7 +58,6 @@ class VLAE(DenseVAE):
         super().__init__(shape, latents, hidden, mixtures, draws, network, observation=observation, **config)
         self.encoder = DenseEncoder(shape, hidden, latents)  # a mean alone: the covariance is the decoder's
         self.updates, self.step, self.radius = updates, step, math.sqrt(latents)
-        self.searched = slice(1, 1 + 2 * shape[0])  # of the decoder's outputs: means and log-scales, behind one logit
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, C, H, W) -> mean and standard deviations (B, latents) of the posterior."""
@@ -86,13 +84,5 @@ class VLAE(DenseVAE):
         return z, cholesky(self.expand(x, z)[1]).to(z.dtype)
 
     def expand(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Slope (B, latents) and negated curvature (B, latents, latents) of log P(x | z) p(z) at z, in float64.
-
-        Sharp pixels give eigenvalues of 10^7 and more, beside which float32 loses the prior's 1.
-        """
-        parameters, jacobian = linearised(self.decoder, z, self.searched)
-        slope, curvature = (t.flatten(1).double() for t in logistic_expansion(x, parameters))
-        jacobian, z = jacobian.double(), z.double()
-        one = torch.eye(self.latents, dtype=z.dtype, device=z.device)
-        precision = (jacobian * curvature[:, None]) @ jacobian.mT + one
-        return (jacobian @ slope[..., None])[..., 0] - z, precision
+        """See `expansion`."""
+        return expansion(self.decoder, x, z)
