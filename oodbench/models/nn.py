@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Convolution", "Linear", "folded", "network_dtype", "networks"]
+__all__ = ["Convolution", "Linear", "folded", "network_dtype", "networks", "rectified"]
 
 T = TypeVar("T")
 
@@ -103,16 +103,6 @@ class Convolution(nn.Module):
         weight, bias = self.parameters_now()
         return torch.conv2d(x.to(weight.dtype), weight, bias, self.stride, self.padding)
 
-    def then_relu(self, x: Tensor) -> Tensor:
-        """As `forward`, and its ReLU in the same call where that is possible."""
-        weight, bias = self.parameters_now()
-        x = x.to(weight.dtype)
-        if not _fuses(x):
-            return torch.conv2d(x, weight, bias, self.stride, self.padding).relu_()
-        stride = [self.stride, self.stride]
-        out: Tensor = _FUSED(x, weight, bias, list(self.padding), stride, [1, 1], 1, "relu", [], "")
-        return out
-
 
 class Linear(nn.Module):
     """A matrix product that computes in the network dtype; `zero` starts it as the zero function.
@@ -152,10 +142,20 @@ class Linear(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def _fuses(x: Tensor) -> bool:
-    """Whether oneDNN can apply ReLU to each number before it leaves the processor's caches: it has no gradient."""
-    known = x.dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu"
-    return _FUSED is not None and known and torch.is_inference_mode_enabled()
+def rectified(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """ReLU of what a layer gives; of a convolution in the same oneDNN call, where no gradient is asked.
+
+    So each number is rectified before it leaves the processor's caches.
+    """
+    if type(layer) is Convolution and x.device.type == "cpu" and torch.is_inference_mode_enabled():
+        weight, bias = layer.parameters_now()
+        if _FUSED is not None and weight.dtype in (torch.float32, torch.bfloat16):
+            stride = [layer.stride, layer.stride]
+            x = x.to(weight.dtype)
+            out: Tensor = _FUSED(x, weight, bias, list(layer.padding), stride, [1, 1], 1, "relu", [], "")
+            return out
+    out = layer(x)
+    return out.relu_()
 
 
 def _last_used(mask: Tensor) -> int:

@@ -8,7 +8,7 @@ import torch
 from tiny_models import noise_of, some_images, tiny
 
 from oodbench.models import nn as room
-from oodbench.models.nn import Convolution, Linear, folded, network_dtype, networks
+from oodbench.models.nn import Convolution, Linear, folded, network_dtype, networks, rectified
 
 
 class Counting(torch.nn.Module):
@@ -159,6 +159,6 @@ def test_a_fused_relu_is_the_relu(dtype: torch.dtype | None, stride: int) -> Non
     with networks(dtype):
         expected = layer(x).relu()  # while gradients are recorded nothing is fused
         with torch.inference_mode():
-            torch.testing.assert_close(layer.then_relu(x), expected.detach())
+            torch.testing.assert_close(rectified(layer, x), expected.detach())
     assert (expected == 0).any()
     assert (expected > 0).any()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oodbench.models.nn import Convolution, Linear, folded, network_dtype
+from oodbench.models.nn import Convolution, Linear, folded, network_dtype, rectified
 
 __all__ = ["MLP", "Band", "ConvolutionNetwork", "ResidualConvolutionNetwork"]
 
@@ -23,7 +23,7 @@ class ConvolutionNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, inputs) -> (B, H, W, outputs) in the dtype of x."""
         # Some of the channels are cast slowly where they lie among others; in-place, as memory traffic is what counts.
-        hidden = self.second.then_relu(self.first.then_relu(x.contiguous().permute(0, 3, 1, 2)))
+        hidden = rectified(self.second, rectified(self.first, x.contiguous().permute(0, 3, 1, 2)))
         out: Tensor = self.last(hidden).permute(0, 2, 3, 1)
         return out.to(x.dtype)
 
@@ -42,7 +42,7 @@ class ResidualConvolutionNetwork(nn.Module):
         """(B, H, W, inputs) -> (B, H, W, outputs) in the dtype of x."""
         hidden = self.first(x.contiguous().permute(0, 3, 1, 2))
         for inner, outer in zip(self.inner, self.outer, strict=True):
-            hidden = hidden + outer(cast(Convolution, inner).then_relu(hidden.relu()))
+            hidden = hidden + outer(rectified(inner, hidden.relu()))
         out: Tensor = self.last(hidden.relu()).permute(0, 2, 3, 1)
         return out.to(x.dtype)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
 from oodbench.models import networks as images
-from oodbench.models.nn import Convolution
+from oodbench.models.nn import Convolution, rectified
 from oodbench.models.vae.observations import Observation
 
 __all__ = ["PATCH", "DenseDecoder", "DenseDecoders", "Principal", "build", "probabilistic_pca"]
@@ -58,7 +58,7 @@ class Residual(nn.Module):
         self.second = Convolution(channels, channels, (3, 3), (1, 1), zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.second(self.first.then_relu(F.relu(x)))
+        out: Tensor = x + self.second(rectified(self.first, F.relu(x)))
         return out
 
 
