@@ -315,10 +315,13 @@ def test_help_and_list_import_nothing_heavy_and_answer_at_once(arguments: list[s
         "import sys; from oodbench.cli import app; app(sys.argv[1:], standalone_mode=False); "
         "print(*({'torch', 'sklearn', 'matplotlib', 'pandas', 'scipy', 'rich'} & set(sys.modules)), file=sys.stderr)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert result.stdout
-    assert result.stderr.strip() == ""
-    # Processor time, since the machine may be busy with something else.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert result.stdout
+        assert result.stderr.strip() == ""
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    # Processor time, and the fastest of three: a machine that is busy with something else slows single ones.
+    assert min(seconds) < 0.5
