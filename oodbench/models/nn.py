@@ -4,26 +4,29 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Convolution", "Linear", "folded", "network_dtype", "networks", "rectified"]
+__all__ = ["Convolution", "Linear", "folded", "in_cache", "network_dtype", "networks", "rectified"]
 
 T = TypeVar("T")
 
-# The operation that torch.compile emits for a convolution with a ReLU; None where torch was built without oneDNN.
+# What torch.compile emits for a convolution with a ReLU, and for weights that are laid out for one kind of input once;
+# None where torch was built without oneDNN.
 _FUSED: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+_PACK: Any = getattr(torch.ops.mkldnn, "_reorder_convolution_weight", None)
 
+_CACHE_BYTES = 1 << 21  # of activations that stay in a core's caches while the next layer reads them
 _ROWS = 128  # of a masked weight in one product: smaller ones take longer than what they leave out
 
 
 @dataclass
 class _Mode:
     dtype: torch.dtype | None = None
-    cache: dict[tuple[nn.Module, str], Any] | None = None
+    cache: dict[tuple[Any, ...], Any] | None = None
 
 
 _mode = _Mode()
@@ -49,18 +52,18 @@ def network_dtype(weight: Tensor) -> torch.dtype:
     return _mode.dtype or weight.dtype
 
 
-def folded(method: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Marks a method without arguments that derives constants from weights (masks, LU factors, casts)."""
+def folded(method: Callable[..., T]) -> Callable[..., T]:
+    """Marks a method that derives constants from weights (masks, LU factors, casts), one for each of its arguments."""
 
     @functools.wraps(method)
-    def derive(module: Any) -> T:
+    def derive(module: Any, *arguments: Any) -> T:
         if _mode.cache is None:
-            return method(module)
-        key = (module, method.__name__)
+            return method(module, *arguments)
+        key = (module, method.__name__, *arguments)
         if key not in _mode.cache:
             # Made in inference mode, it could not be in the graph of one who leaves the mode for gradients in z or x.
             with torch.inference_mode(False), torch.no_grad():
-                _mode.cache[key] = method(module)
+                _mode.cache[key] = method(module, *arguments)
         value: T = _mode.cache[key]
         return value
 
@@ -94,14 +97,38 @@ class Convolution(nn.Module):
         weight = self.effective_weight().to(dtype)
         return weight.contiguous(memory_format=torch.channels_last), self.bias.to(dtype)
 
+    @folded
+    def packed(self, *shape: int) -> Tensor:
+        """The weight as oneDNN lays it out for inputs (B, inputs, H, W) of this shape: opaque, for its own calls."""
+        weight, _ = self.parameters_now()
+        if _mode.cache is None:  # for a single call oneDNN does it itself
+            return weight
+        packed: Tensor = _PACK(weight, list(self.padding), [self.stride] * 2, [1, 1], 1, list(shape))
+        return packed
+
     def effective_weight(self) -> Tensor:
         """The weight that the convolution uses; masked convolutions multiply theirs."""
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H', W') in the network dtype, channels last."""
+        return self.followed_by(x, "none")
+
+    def followed_by(self, x: Tensor, operation: Literal["none", "relu"]) -> Tensor:
+        """The same and what follows it, in one oneDNN call where no gradient is asked.
+
+        So each number is rectified before it leaves the processor's caches, and weights are laid out once.
+        """
         weight, bias = self.parameters_now()
-        return torch.conv2d(x.to(weight.dtype), weight, bias, self.stride, self.padding)
+        x = x.to(weight.dtype)
+        if _FUSED is not None and _PACK is not None and _for_onednn(x):
+            stride = [self.stride, self.stride]
+            out: Tensor = _FUSED(
+                x, self.packed(*x.shape), bias, list(self.padding), stride, [1, 1], 1, operation, [], ""
+            )
+            return out
+        out = torch.conv2d(x, weight, bias, self.stride, self.padding)
+        return out.relu_() if operation == "relu" else out
 
 
 class Linear(nn.Module):
@@ -143,19 +170,31 @@ class Linear(nn.Module):
 
 
 def rectified(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """ReLU of what a layer gives; of a convolution in the same oneDNN call, where no gradient is asked.
+    """ReLU of what a layer gives, of a convolution in the same call."""
+    if type(layer) is Convolution:
+        return layer.followed_by(x, "relu")
+    return layer(x).relu_()
 
-    So each number is rectified before it leaves the processor's caches.
+
+def in_cache(x: Tensor, channels: int) -> tuple[Tensor, ...]:
+    """Maps (B, C, H, W) in parts of so many images that hidden maps with `channels` channels stay in a core's caches.
+
+    Where gradients are asked, or on a GPU, there is one part.
     """
-    if type(layer) is Convolution and x.device.type == "cpu" and torch.is_inference_mode_enabled():
-        weight, bias = layer.parameters_now()
-        if _FUSED is not None and weight.dtype in (torch.float32, torch.bfloat16):
-            stride = [layer.stride, layer.stride]
-            x = x.to(weight.dtype)
-            out: Tensor = _FUSED(x, weight, bias, list(layer.padding), stride, [1, 1], 1, "relu", [], "")
-            return out
-    out = layer(x)
-    return out.relu_()
+    if x.device.type != "cpu" or not torch.is_inference_mode_enabled():
+        return (x,)
+    size = 2 if _mode.dtype is torch.bfloat16 else x.element_size()
+    images = max(1, _CACHE_BYTES // (channels * x.shape[2] * x.shape[3] * size))
+    return torch.split(x, images) if images < len(x) else (x,)
+
+
+def _for_onednn(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.numel() > 0
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and torch.is_inference_mode_enabled()
+    )
 
 
 def _last_used(mask: Tensor) -> int:

@@ -227,16 +227,26 @@ def test_a_shape_or_configuration_that_cannot_be_is_told_in_one_sentence(name, s
 
 @every_model
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@torch.no_grad()
-def test_folded_weights_give_the_very_same_numbers(name, dtype):
-    """In inference mode too, as evaluations run."""
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_folded_weights_give_the_very_same_numbers(name, dtype, mode):
     model, x = tiny(name), some_images(4)
-    with networks(dtype):
+    with networks(dtype), mode():
         expected = model.statistics(x, noise_of(4))
-    with networks(dtype, fold=True), torch.inference_mode():
+    with networks(dtype, fold=True), mode():
         for _ in range(2):  # the second time from the folded weights
             for column, values in model.statistics(x, noise_of(4)).items():
                 assert torch.equal(values, expected[column]), column
+
+
+@every_model
+@torch.no_grad()
+def test_inference_mode_changes_no_more_than_rounding(name):
+    """Evaluations run in it, and their convolutions by other calls."""
+    model, x = tiny(name), some_images(4)
+    expected = model.statistics(x, noise_of(4))
+    with torch.inference_mode():
+        for column, values in model.statistics(x, noise_of(4)).items():
+            torch.testing.assert_close(values, expected[column])
 
 
 @every_model

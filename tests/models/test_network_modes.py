@@ -8,7 +8,8 @@ import torch
 from tiny_models import noise_of, some_images, tiny
 
 from oodbench.models import nn as room
-from oodbench.models.nn import Convolution, Linear, folded, network_dtype, networks, rectified
+from oodbench.models.flows.networks import ConvolutionNetwork
+from oodbench.models.nn import Convolution, Linear, folded, in_cache, network_dtype, networks, rectified
 
 
 class Counting(torch.nn.Module):
@@ -150,15 +151,54 @@ def test_a_sorted_mask_leaves_out_what_is_zero():
     assert Linear(3, 200, mask=torch.zeros(200, 3, dtype=torch.bool))(torch.ones(1, 3)).shape == (1, 200)
 
 
+@pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_fused_relu_is_the_relu(dtype: torch.dtype | None, stride: int) -> None:
+def test_what_onednn_computes_in_one_call_is_the_convolution_and_its_relu(
+    dtype: torch.dtype | None, stride: int, fold: bool
+) -> None:
     layer = Convolution(3, 16, (3, 3), (1, 1), stride)
     torch.nn.init.normal_(layer.bias)
-    x = torch.randn(4, 3, 8, 8)
-    with networks(dtype):
-        expected = layer(x).relu()  # while gradients are recorded nothing is fused
-        with torch.inference_mode():
-            torch.testing.assert_close(rectified(layer, x), expected.detach())
-    assert (expected == 0).any()
-    assert (expected > 0).any()
+    images = torch.randn(4, 3, 8, 8), torch.randn(1, 3, 4, 6), torch.randn(4, 3, 8, 8)
+    with networks(dtype, fold):
+        for x in images:  # weights are packed for each shape
+            expected = layer(x)  # while gradients are recorded it is torch's convolution
+            with torch.inference_mode():
+                torch.testing.assert_close(layer(x), expected.detach())
+                torch.testing.assert_close(rectified(layer, x), expected.detach().relu())
+            assert (expected < 0).any()
+            assert (expected > 0).any()
+
+
+def test_packed_weights_are_those_of_their_block() -> None:
+    layer, x = Convolution(3, 4, (3, 3), (1, 1)), torch.randn(2, 3, 8, 8)
+    for _ in range(2):
+        with networks(fold=True), torch.inference_mode():
+            out = layer(x)
+        torch.testing.assert_close(out, torch.conv2d(x, layer.weight, layer.bias, padding=1))
+        with torch.no_grad():
+            layer.weight.mul_(-3)
+
+
+def test_maps_are_parted_where_no_gradient_is_asked_and_only_there() -> None:
+    x = torch.randn(10, 2, 32, 32)
+    images = room._CACHE_BYTES // (100 * 32 * 32 * 4)
+    assert images == 5
+    assert in_cache(x, 100) == (x,)
+    with torch.inference_mode():
+        assert [len(part) for part in in_cache(x, 100)] == [5, 5]
+        assert [len(part) for part in in_cache(x, 10**9)] == [1] * 10
+        assert in_cache(x, 1) == (x,)
+        with networks(torch.bfloat16):
+            assert in_cache(x, 100) == (x,)
+
+
+def test_a_coupling_network_gives_the_same_in_parts_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = ConvolutionNetwork(3, 32, 6)
+    torch.nn.init.normal_(network.last.weight)
+    x = torch.randn(7, 8, 8, 3)
+    whole = network(x).detach()
+    monkeypatch.setattr(room, "_CACHE_BYTES", 3 * 32 * 64 * 4)
+    with torch.inference_mode():
+        assert len(in_cache(x.permute(0, 3, 1, 2), 32)) == 3
+        torch.testing.assert_close(network(x), whole)
