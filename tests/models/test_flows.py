@@ -27,8 +27,8 @@ from oodbench.models.flows.transforms.elementwise import Additive, Affine, Eleme
 from oodbench.models.flows.transforms.funnel import Decoder, Funnel
 from oodbench.models.flows.transforms.inverse import Inverse
 from oodbench.models.flows.transforms.mixing import Mixing
-from oodbench.models.flows.transforms.part import Part, Swap
-from oodbench.models.flows.transforms.permutation import swap_halves
+from oodbench.models.flows.transforms.part import Part
+from oodbench.models.flows.transforms.permutation import swap, swap_halves
 from oodbench.models.flows.transforms.prior import FactorOut, Standardise
 from oodbench.models.flows.transforms.residual import Residual
 from oodbench.models.flows.transforms.rotation import Rotation
@@ -105,9 +105,9 @@ def rotations_on_the_plane() -> Layers:
 
 def autoencoder_on_the_plane() -> Layers:
     yield Flatten((1, 1, 2))
-    yield Swap(1)
+    yield swap(1, 1)
     yield Coupling(1, DenseNetwork(1, 8, 2), Affine(2.0))
-    yield Swap(1)
+    yield swap(1, 1)
     yield Coupling(1, DenseNetwork(1, 8, 2), Centred(-0.5, 1.0))
     yield Part(2, couplings(2, count=1, hidden=4))
 

@@ -19,7 +19,7 @@ from oodbench.models.flows.transforms.elementwise import Additive, Affine, Eleme
 from oodbench.models.flows.transforms.inverse import Inverse
 from oodbench.models.flows.transforms.logistic import LogisticToNormal
 from oodbench.models.flows.transforms.mixing import Mixing
-from oodbench.models.flows.transforms.permutation import Permutation, interleave, reverse, swap_halves
+from oodbench.models.flows.transforms.permutation import Permutation, interleave, reverse, swap, swap_halves
 from oodbench.models.flows.transforms.prior import Standardise
 from oodbench.models.flows.transforms.residual import Residual
 from oodbench.models.flows.transforms.spline import RationalQuadratic
@@ -197,7 +197,13 @@ def test_the_inverse_of_a_matrix_that_is_all_but_singular_is_an_error(log_diagon
 
 def test_permutations_move_numbers_and_their_inverses_move_them_back():
     h, noise = states(3, 2, 7), noise_of(3)
-    for layer in (reverse(7), swap_halves(7), interleave(7), Permutation(torch.tensor([2, 0, 1, 6, 4, 5, 3]))):
+    for layer in (
+        reverse(7),
+        swap_halves(7),
+        swap(2, 5),
+        interleave(7),
+        Permutation(torch.tensor([2, 0, 1, 6, 4, 5, 3])),
+    ):
         y, volume = layer(h, noise)
         assert float(volume) == 0
         assert not torch.equal(y, h)
@@ -205,6 +211,7 @@ def test_permutations_move_numbers_and_their_inverses_move_them_back():
         assert torch.equal(layer.inverse(y, noise), h)
     assert torch.equal(reverse(7)(h, noise)[0], h.flip(-1))
     assert torch.equal(swap_halves(6)(h[..., :6], noise)[0], torch.cat([h[..., 3:6], h[..., :3]], -1))
+    assert torch.equal(swap(2, 5)(h, noise)[0], torch.cat([h[..., 2:], h[..., :2]], -1))
     assert interleave(7).order.tolist() == [0, 2, 4, 6, 1, 3, 5]
     # What the second of two couplings of the first 3 of 7 keeps is among what the first one changed.
     assert swap_halves(7).order[:3].min() >= 3
@@ -274,7 +281,9 @@ def test_a_linear_layer_is_torchs_in_the_asked_for_precision_and_masked():
     with networks(torch.bfloat16, fold=True):
         assert layer.blocks_now() is layer.blocks_now()
         rough = layer(x)
-    assert rough.dtype == torch.bfloat16
+        assert layer(x.bfloat16()).dtype == torch.bfloat16
+    assert rough.dtype == torch.float32
+    assert torch.equal(rough, rough.bfloat16().float())
     assert 0 < float((rough - layer(x)).abs().max()) < 0.1
     assert float(MLP(6, 8, 3, 2)(x).abs().max()) == 0
     assert set(layer.state_dict()) == {"weight", "bias"}
