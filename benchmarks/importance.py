@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oodbench.engine.lanes import lanes
-from oodbench.models.networks import Linear
-from oodbench.models.nn import networks
+from oodbench.models.nn import Linear, networks
 from oodbench.models.noise import Noise
 from oodbench.models.vae.latent import importance_weighted
 from oodbench.models.vae.vae import VAE

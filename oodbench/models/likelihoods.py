@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oodbench.errors import OodbenchError
 from oodbench.models.nn import Convolution
 from oodbench.models.noise import Noise
 
@@ -31,7 +32,12 @@ _MIN_LOG_SCALE = -7.0
 
 
 def logistic_mixture_channels(channels: int, mixtures: int) -> int:
-    """How many numbers a pixel needs: weight logits, means, log-scales and coupling coefficients."""
+    """How many numbers a pixel needs: weight logits, means, log-scales and coupling coefficients.
+
+    Raises `OodbenchError` for a mixture of nothing.
+    """
+    if mixtures < 1:
+        raise OodbenchError(f"A mixture has at least 1 component, not {mixtures}.")
     return mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
 
 

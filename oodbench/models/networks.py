@@ -1,35 +1,18 @@
 """The networks of models whose latents are vectors, on flat inputs and on images."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
-from oodbench.models.nn import Convolution, folded, network_dtype
+from oodbench.models.nn import Convolution, Linear
 
-__all__ = ["DenseNetwork", "ImageDecoder", "ImageEncoder", "Linear"]
+__all__ = ["DenseNetwork", "ImageDecoder", "ImageEncoder", "perceptron"]
 
 
-class Linear(nn.Module):
-    """x W' + b in the network dtype, given back in that of x; `zero` starts it as the zero function."""
-
-    def __init__(self, inputs: int, outputs: int, zero: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(outputs, inputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-        if not zero:
-            nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
-
-    @folded
-    def parameters_now(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias in the network dtype."""
-        dtype = network_dtype(self.weight)
-        return self.weight.to(dtype), self.bias.to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs) -> (B, outputs)."""
-        weight, bias = self.parameters_now()
-        return F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+def perceptron(inputs: int, hidden: int, outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """(B, inputs) -> (B, outputs) by two hidden layers, zero at the start."""
+    return nn.Sequential(
+        Linear(inputs, hidden), activation(), Linear(hidden, hidden), activation(), Linear(hidden, outputs, zero=True)
+    )
 
 
 class DenseNetwork(nn.Module):
@@ -41,9 +24,7 @@ class DenseNetwork(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            Linear(inputs, hidden), nn.Tanh(), Linear(hidden, hidden), nn.Tanh(), Linear(hidden, outputs, zero=True)
-        )
+        self.layers = perceptron(inputs, hidden, outputs, nn.Tanh)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs) -> (B, outputs)."""

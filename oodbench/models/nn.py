@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oodbench.errors import OodbenchError
+
 __all__ = ["Convolution", "Linear", "folded", "in_cache", "network_dtype", "networks", "rectified"]
 
 T = TypeVar("T")
@@ -83,6 +85,7 @@ class Convolution(nn.Module):
         zero: bool = False,
     ) -> None:
         super().__init__()
+        _require_sizes(inputs, outputs)
         self.padding = padding
         self.stride = stride
         self.weight = nn.Parameter(torch.zeros(outputs, inputs, *kernel))
@@ -132,7 +135,7 @@ class Convolution(nn.Module):
 
 
 class Linear(nn.Module):
-    """A matrix product that computes in the network dtype; `zero` starts it as the zero function.
+    """x W' + b in the network dtype, given back in that of x; `zero` starts it as the zero function.
 
     `mask` (outputs, inputs) is true where a weight may be other than zero. Where rows of few inputs come first, as in
     autoregressive networks with sorted ranks, a third of a large product is not computed.
@@ -142,6 +145,7 @@ class Linear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, zero: bool = False, mask: Tensor | None = None) -> None:
         super().__init__()
+        _require_sizes(inputs, outputs)
         self.register_buffer("mask", mask, persistent=False)
         # Of every block of outputs, how many of the first inputs it needs.
         self.needed = [inputs] if mask is None else [_last_used(part) for part in torch.split(mask, _ROWS)]
@@ -161,12 +165,17 @@ class Linear(nn.Module):
         parts = zip(self.needed, torch.split(weight, _ROWS), torch.split(bias, _ROWS), strict=True)
         return [(n, part[:, :n].contiguous(), of_part) for n, part, of_part in parts]
 
+    def parameters_now(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias in the network dtype, of a layer without a mask."""
+        ((_, weight, bias),) = self.blocks_now()
+        return weight, bias
+
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs) in the network dtype."""
+        """(..., inputs) -> (..., outputs) in the dtype of x."""
         blocks = self.blocks_now()
-        x = x.to(blocks[0][1].dtype)
-        parts = [F.linear(x[..., :n], weight, bias) for n, weight, bias in blocks]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        rows = x.to(blocks[0][1].dtype)
+        parts = [F.linear(rows[..., :n], weight, bias) for n, weight, bias in blocks]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).to(x.dtype)
 
 
 def rectified(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -195,6 +204,11 @@ def _for_onednn(x: Tensor) -> bool:
         and x.dtype in (torch.float32, torch.bfloat16)
         and torch.is_inference_mode_enabled()
     )
+
+
+def _require_sizes(inputs: int, outputs: int) -> None:
+    if min(inputs, outputs) < 1:
+        raise OodbenchError(f"A layer from {inputs} to {outputs} numbers cannot be: each of them is at least 1.")
 
 
 def _last_used(mask: Tensor) -> int:

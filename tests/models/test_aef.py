@@ -12,7 +12,8 @@ from oodbench.models.flows.flow import Flow
 from oodbench.models.flows.transforms.base import Transform
 from oodbench.models.flows.transforms.coupling import Coupling
 from oodbench.models.flows.transforms.elementwise import Affine
-from oodbench.models.flows.transforms.part import Arrange, Part, Swap
+from oodbench.models.flows.transforms.part import Part
+from oodbench.models.flows.transforms.permutation import Permutation, swap
 from oodbench.models.manifold.aef import Centred, _core_first
 from oodbench.models.manifold.latents import couplings
 from oodbench.models.networks import DenseNetwork
@@ -55,10 +56,10 @@ def test_inverse_and_forward_undo_each_other(core):
 def test_the_density_of_these_layers_integrates_to_one_over_the_plane():
     """One core value, one of the rest, and the layers of the model between."""
     layers: list[Transform] = [
-        Arrange(torch.tensor([1, 0])),
-        Swap(1),
+        Permutation(torch.tensor([1, 0])),
+        swap(1, 1),
         Coupling(1, DenseNetwork(1, 8, 2), Affine(2.0)),
-        Swap(1),
+        swap(1, 1),
         Coupling(1, DenseNetwork(1, 8, 2), Centred(-0.5, 1.0)),
         Part(2, couplings(2, count=1, hidden=4)),
     ]

@@ -14,18 +14,21 @@ import torch
 from tiny_models import CONFIGS, noise_of, perturb, smooth_images, some_images, tiny
 from torch import Tensor
 
+from oodbench.errors import OodbenchError
 from oodbench.models.base import Likelihood
 from oodbench.models.flows.flow import Flow, ImageFlow, VectorFlow
 from oodbench.models.flows.networks import ConvolutionNetwork, ResidualConvolutionNetwork
 from oodbench.models.flows.transforms.base import Transform
 from oodbench.models.flows.transforms.causal import CausalConvolution
+from oodbench.models.flows.transforms.conformal import Projection
 from oodbench.models.flows.transforms.cosine import Cosine
 from oodbench.models.flows.transforms.coupling import Coupling
 from oodbench.models.flows.transforms.elementwise import Additive, Affine, Elementwise, Sigmoid
 from oodbench.models.flows.transforms.funnel import Decoder, Funnel
+from oodbench.models.flows.transforms.inverse import Inverse
 from oodbench.models.flows.transforms.mixing import Mixing
-from oodbench.models.flows.transforms.part import Part, Swap
-from oodbench.models.flows.transforms.permutation import swap_halves
+from oodbench.models.flows.transforms.part import Part
+from oodbench.models.flows.transforms.permutation import swap, swap_halves
 from oodbench.models.flows.transforms.prior import FactorOut, Standardise
 from oodbench.models.flows.transforms.residual import Residual
 from oodbench.models.flows.transforms.rotation import Rotation
@@ -102,9 +105,9 @@ def rotations_on_the_plane() -> Layers:
 
 def autoencoder_on_the_plane() -> Layers:
     yield Flatten((1, 1, 2))
-    yield Swap(1)
+    yield swap(1, 1)
     yield Coupling(1, DenseNetwork(1, 8, 2), Affine(2.0))
-    yield Swap(1)
+    yield swap(1, 1)
     yield Coupling(1, DenseNetwork(1, 8, 2), Centred(-0.5, 1.0))
     yield Part(2, couplings(2, count=1, hidden=4))
 
@@ -277,6 +280,24 @@ def test_samples_are_where_the_flow_puts_normal_latents(name):
     assert torch.equal(x[inside], y[inside].floor().to(torch.uint8))
     assert (x[y < 0] == 0).all()
     assert (x[y >= 256] == 255).all()
+
+
+@torch.no_grad()
+def test_a_sample_that_explodes_is_an_error_and_no_image():
+    flow, noise = Flow((2,), [scaled(1e-30), scaled(1e-30)]), noise_of(30)
+    with pytest.raises(OodbenchError, match=r"explodes in 30 of 30 samples: draw them in float64\.$"):
+        flow.sample(30, noise)
+    torch.testing.assert_close(flow.double().sample(30, noise), 1e60 * noise.normal((2,), "latent 0").double())
+
+
+def test_a_flow_says_no_more_of_an_image_than_each_of_its_layers():
+    layers = {Likelihood.LOWER_BOUND: [Standardise((2,))], Likelihood.MANIFOLD: [Projection(2, 1)]}
+    for expected, own in layers.items():
+        assert ImageFlow((2, 1, 1), own).likelihood is expected
+    estimate = Residual((1, 1, 2), 2, 0.9, "series", 1, "block")
+    for more in ([estimate], [Inverse(estimate)], [Standardise((2,)), estimate]):
+        assert ImageFlow((2, 1, 1), more).likelihood is Likelihood.ESTIMATE
+    assert ImageFlow((2, 1, 1), [estimate, Projection(2, 1)]).likelihood is Likelihood.MANIFOLD
 
 
 def on_the_plane(name: str) -> tuple[Flow, tuple[int, ...]]:

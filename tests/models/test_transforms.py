@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 
 from oodbench.errors import OodbenchError
+from oodbench.models.base import Likelihood
 from oodbench.models.flows.networks import MLP
 from oodbench.models.flows.transforms.autoregressive import Autoregressive
 from oodbench.models.flows.transforms.checkerboard import Checkerboard
@@ -17,8 +18,10 @@ from oodbench.models.flows.transforms.cosine import Cosine
 from oodbench.models.flows.transforms.elementwise import Additive, Affine, Elementwise, Sigmoid
 from oodbench.models.flows.transforms.inverse import Inverse
 from oodbench.models.flows.transforms.logistic import LogisticToNormal
-from oodbench.models.flows.transforms.permutation import Permutation, interleave, reverse, swap_halves
+from oodbench.models.flows.transforms.mixing import Mixing
+from oodbench.models.flows.transforms.permutation import Permutation, interleave, reverse, swap, swap_halves
 from oodbench.models.flows.transforms.prior import Standardise
+from oodbench.models.flows.transforms.residual import Residual
 from oodbench.models.flows.transforms.spline import RationalQuadratic
 from oodbench.models.flows.transforms.squeeze import Squeeze
 from oodbench.models.nn import Linear, networks
@@ -157,9 +160,50 @@ def test_an_inverse_layer_is_the_layer_turned_round(element):
     torch.testing.assert_close(turned.inverse(h, noise), y, rtol=0, atol=0)
 
 
+def test_an_inverse_layer_is_as_exact_as_the_layer_and_refuses_what_it_refuses():
+    block = Residual((1, 1, 2), 4, 0.9, "series", 2, "block")
+    assert Inverse(block).volume is Likelihood.ESTIMATE
+    assert Inverse(Autoregressive(5, 12, 1, Affine())).volume is Likelihood.EXACT
+    with pytest.raises(OodbenchError, match="on 5 numbers cannot take"):
+        Inverse(Autoregressive(5, 12, 1, Affine())).shape_after((4,))
+
+
+class Missing(Autoregressive):
+    """Whose inverse of some images is a little beside the mark."""
+
+    def inverse(self, y, noise):
+        return super().inverse(y, noise) + torch.tensor([0.0, 0.0, 0.01])[:, None]
+
+
+@torch.no_grad()
+def test_an_inverse_that_misses_is_an_error_and_no_density():
+    h, noise = states(3, 5).float(), noise_of(3)
+    Inverse(Autoregressive(5, 12, 1, Affine()))(h, noise)
+    with pytest.raises(OodbenchError, match=r"inverse of a layer misses its aim by 0\.01"):
+        Inverse(Missing(5, 12, 1, Affine()))(h, noise)
+    h[2] = math.nan  # what is no number is none afterwards, and counted as such
+    assert Inverse(Missing(5, 12, 1, Affine()))(h, noise)[0][2].isnan().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("log_diagonal", [-20.0, -1e4])
+def test_the_inverse_of_a_matrix_that_is_all_but_singular_is_an_error(log_diagonal):
+    layer, y, noise = Mixing(4, torch.Generator().manual_seed(0)), states(3, 4).float(), noise_of(3)
+    torch.testing.assert_close(layer(layer.inverse(y, noise), noise)[0], y)
+    layer.log_diagonal[1] = log_diagonal
+    with pytest.raises(OodbenchError, match="inverse of a 1x1 convolution misses its aim"):
+        layer.inverse(y, noise)
+
+
 def test_permutations_move_numbers_and_their_inverses_move_them_back():
     h, noise = states(3, 2, 7), noise_of(3)
-    for layer in (reverse(7), swap_halves(7), interleave(7), Permutation(torch.tensor([2, 0, 1, 6, 4, 5, 3]))):
+    for layer in (
+        reverse(7),
+        swap_halves(7),
+        swap(2, 5),
+        interleave(7),
+        Permutation(torch.tensor([2, 0, 1, 6, 4, 5, 3])),
+    ):
         y, volume = layer(h, noise)
         assert float(volume) == 0
         assert not torch.equal(y, h)
@@ -167,6 +211,7 @@ def test_permutations_move_numbers_and_their_inverses_move_them_back():
         assert torch.equal(layer.inverse(y, noise), h)
     assert torch.equal(reverse(7)(h, noise)[0], h.flip(-1))
     assert torch.equal(swap_halves(6)(h[..., :6], noise)[0], torch.cat([h[..., 3:6], h[..., :3]], -1))
+    assert torch.equal(swap(2, 5)(h, noise)[0], torch.cat([h[..., 2:], h[..., :2]], -1))
     assert interleave(7).order.tolist() == [0, 2, 4, 6, 1, 3, 5]
     # What the second of two couplings of the first 3 of 7 keeps is among what the first one changed.
     assert swap_halves(7).order[:3].min() >= 3
@@ -236,7 +281,9 @@ def test_a_linear_layer_is_torchs_in_the_asked_for_precision_and_masked():
     with networks(torch.bfloat16, fold=True):
         assert layer.blocks_now() is layer.blocks_now()
         rough = layer(x)
-    assert rough.dtype == torch.bfloat16
+        assert layer(x.bfloat16()).dtype == torch.bfloat16
+    assert rough.dtype == torch.float32
+    assert torch.equal(rough, rough.bfloat16().float())
     assert 0 < float((rough - layer(x)).abs().max()) < 0.1
     assert float(MLP(6, 8, 3, 2)(x).abs().max()) == 0
     assert set(layer.state_dict()) == {"weight", "bias"}

@@ -75,6 +75,28 @@ def test_no_gradient_passes_from_the_flow_to_the_first_step(first):
     assert model.latents == math.prod(model.first.latent_shape)
 
 
+def test_the_first_steps_schedule_runs_as_it_would_alone():
+    config = {"latents": 2, "hidden": 6, "warm_up": 0.5}
+    model = tiny("two-step", (1, 8, 8), double=True, first="vae", first_config=config)
+    x, noise = some_images(4, (1, 8, 8)), noise_of(4)
+    kl = model.first.statistics(x, noise)["kl"]
+    warm = model.loss(x, noise)
+    for progress, weight in ((0.0, 0.0), (0.125, 0.25), (0.5, 1.0)):
+        model.progress = progress
+        torch.testing.assert_close(model.loss(x, noise), warm - (1 - weight) * kl, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("first", "moved"), [("lae", "last"), ("tsc-vae", "step_size")])
+def test_what_the_first_step_moves_by_a_rule_of_its_own_moves(first, moved):
+    """The last layer of a Langevin autoencoder and the size of a chain's steps, which no optimiser changes."""
+    config = {"latents": 4, "hidden": 6, **({"features": 6} if first == "lae" else {"variational": 0.0})}
+    model = tiny("two-step", (1, 8, 8), double=True, first=first, first_config=config)
+    before = getattr(model.first, moved).detach().clone()
+    model.loss(smooth_images(6, (1, 8, 8)), noise_of(6)).mean().backward()
+    model.after_step()
+    assert not torch.equal(getattr(model.first, moved), before)
+
+
 def test_the_jacobian_of_a_vaes_mean_image_is_that_of_autograd():
     model = tiny(
         "two-step", (2, 4, 8), double=True, first="vae", first_config={"latents": 3, "hidden": 6, "mixtures": 2}

@@ -171,6 +171,20 @@ def test_codes_are_drawn_with_probabilities_of_their_distances() -> None:
     assert int(draw_codes(log_probs, doubles(1.0).expand(4, 1)).max()) == 5  # not one beyond
 
 
+def test_a_code_that_is_as_good_as_impossible_is_never_drawn() -> None:
+    """Also where float32's sum of all probabilities stays below the largest uniform."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2000, 256, generator=generator)
+    logits[:, -40:] = -100.0
+    log_probs = torch.log_softmax(logits, -1)
+    largest = torch.full((2000, 1), 1 - 2.0**-24)  # of `Noise.uniform`
+    short = code_probs(log_probs).cumsum(-1)[:, -1:] < largest
+    assert 100 < int(short.sum()) < 1900
+    codes = draw_codes(log_probs, largest)
+    assert float(log_probs.gather(1, codes).min()) > -20
+    assert int(codes.max()) < 216
+
+
 def test_the_surrogate_gradient_is_exact_for_what_is_linear_in_the_code_vectors() -> None:
     generator = torch.Generator().manual_seed(0)
     z, codebook, weight = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in (3, 5, 3))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from oodbench.models.base import DensityModel, Likelihood
-from oodbench.models.flows.transforms.base import Shape, Transform
+from oodbench.models.flows.transforms.base import Shape, Transform, require
 from oodbench.models.flows.transforms.logit import Logit
 from oodbench.models.flows.transforms.prior import FactorOut
 from oodbench.models.flows.transforms.squeeze import Flatten
@@ -37,7 +37,7 @@ class Flow(nn.Module):
     def volume(self) -> Likelihood:
         """EXACT, unless a layer's volume is not."""
         kinds = [layer.volume for layer in self._layers() if isinstance(layer, Transform)]
-        return max(kinds, key=list(Likelihood).index, default=Likelihood.EXACT)
+        return _weaker(Likelihood.EXACT, *kinds)
 
     def forward(self, h: Tensor, noise: Noise, initialise: bool = False) -> tuple[list[Tensor], Tensor]:
         """States (B, *shape) -> standardised latents, one tensor a scale, and the scales' log-volumes (B, scales).
@@ -73,11 +73,18 @@ class Flow(nn.Module):
         return sum((standard_normal(e) for e in latents), volumes.sum(1))
 
     def sample(self, n: int, noise: Noise) -> Tensor:
-        """(n, *shape): the inverse of standard normal latents; `noise` has n rows."""
+        """(n, *shape): the inverse of standard normal latents; `noise` has n rows.
+
+        Scales far below 1 make it explode for some (Behrmann et al. 2021, arXiv:2006.09347): beyond what the dtype can
+        tell that is an `OodbenchError`, never a silent image.
+        """
         dtype = next(self.parameters()).dtype
         latents = [noise.normal(shape, f"latent {i}").to(dtype) for i, shape in enumerate(self.latent_shapes)]
         assert len(noise.index) == n
-        return self.inverse(latents, noise)
+        h = self.inverse(latents, noise)
+        exploded = n - int(h.flatten(1).isfinite().all(1).sum())
+        require(not exploded, f"The flow's inverse explodes in {exploded} of {n} samples: draw them in float64.")
+        return h
 
     def _layers(self) -> "list[Transform | FactorOut]":
         return cast("list[Transform | FactorOut]", list(self.layers))
@@ -87,7 +94,8 @@ class ImageFlow(DensityModel):
     """log P(x) >= E_u log p((x + u) / 256 - 1/2) - D log 256 with uniform u, one draw per image (Theis et al. 2016).
 
     Columns: log_px = log_pz + log_det, latent_norm (the base vector's), and log_px_scales (B, scales), what the latents
-    that left at each scale contributed, of which log_px is the sum. A layer whose volume is an estimate makes it one.
+    that left at each scale contributed, of which log_px is the sum. A layer whose volume is less makes the whole so: an
+    estimate, or a density on a manifold.
     """
 
     likelihood = Likelihood.LOWER_BOUND
@@ -98,8 +106,7 @@ class ImageFlow(DensityModel):
         super().__init__(shape)
         channels, height, width = shape
         self.flow = Flow((height, width, channels), layers)
-        if self.flow.volume is Likelihood.ESTIMATE:
-            self.likelihood = Likelihood.ESTIMATE
+        self.likelihood = _weaker(self.likelihood, self.flow.volume)
 
     def statistics(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
         """All columns, in nats and (B,), but log_px_scales (B, scales)."""
@@ -155,3 +162,8 @@ class VectorFlow(ImageFlow):
 def standard_normal(e: Tensor) -> Tensor:
     """log N(e; 0, I) in nats (B,) of (B, ...)."""
     return -0.5 * e.square().flatten(1).sum(1) - 0.5 * math.log(2 * math.pi) * math.prod(e.shape[1:])
+
+
+def _weaker(*kinds: Likelihood) -> Likelihood:
+    """The one that says least."""
+    return max(kinds, key=list(Likelihood).index)

@@ -70,7 +70,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs) -> (B, outputs) in the dtype of x."""
-        hidden: Tensor = self.first(x)
+        hidden: Tensor = self.first(x.to(network_dtype(self.first.weight)))  # in which it stays up to the end
         for inner, outer in zip(self.inner, self.outer, strict=True):
             hidden = hidden + outer(inner(hidden.relu()).relu_())
         return cast("Tensor", self.last(hidden.relu())).to(x.dtype)

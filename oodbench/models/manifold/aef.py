@@ -13,10 +13,12 @@ from oodbench.models.flows.flow import ImageFlow
 from oodbench.models.flows.transforms.base import Shape, Transform
 from oodbench.models.flows.transforms.coupling import Coupling
 from oodbench.models.flows.transforms.elementwise import Affine, Elementwise
-from oodbench.models.flows.transforms.part import Arrange, Part, Swap
+from oodbench.models.flows.transforms.part import Part
+from oodbench.models.flows.transforms.permutation import Permutation, swap
 from oodbench.models.flows.transforms.squeeze import Flatten
 from oodbench.models.manifold.latents import couplings, latent_flow
-from oodbench.models.networks import ImageDecoder, ImageEncoder, Linear
+from oodbench.models.networks import ImageDecoder, ImageEncoder
+from oodbench.models.nn import Linear
 from oodbench.models.noise import Noise
 
 __all__ = ["AEF"]
@@ -64,11 +66,11 @@ class AEF(ImageFlow):
 
         def layers() -> Iterator[Transform]:
             yield Flatten((shape[1], shape[2], shape[0]))
-            yield LinearCore(dimensions, latents) if core == "linear" else Arrange(order)
+            yield LinearCore(dimensions, latents) if core == "linear" else Permutation(order)
             yield Part(latents, couplings(latents, **(core_config or {})))
-            yield Swap(latents)
+            yield swap(latents, len(rest))
             yield Coupling(len(rest), encoder, Affine(BOUND))
-            yield Swap(len(rest))
+            yield swap(len(rest), latents)
             yield Coupling(latents, decoder, Centred())
             yield Part(latents, prior_layers)
 

@@ -12,7 +12,7 @@ from oodbench.models.flows.transforms.conformal import Projection, Similarity
 from oodbench.models.flows.transforms.coupling import Coupling
 from oodbench.models.flows.transforms.elementwise import Affine
 from oodbench.models.flows.transforms.householder import Householder
-from oodbench.models.flows.transforms.part import Swap
+from oodbench.models.flows.transforms.permutation import swap
 from oodbench.models.flows.transforms.squeeze import Flatten
 from oodbench.models.manifold.conjugate_gradients import conjugate_gradients
 from oodbench.models.manifold.embedded import EmbeddedModel
@@ -97,8 +97,8 @@ def _layers(state: Shape, latents: int, couplings: int, hidden: int) -> Iterator
     yield Householder(dimensions, latents, generator, principal=True)
     for _ in range(couplings):
         yield Coupling(latents, DenseNetwork(latents, hidden, 2 * rest), element)
-        yield Swap(latents)
+        yield swap(latents, rest)
         yield Coupling(rest, DenseNetwork(rest, hidden, 2 * latents), element)
-        yield Swap(rest)
+        yield swap(rest, latents)
     yield Coupling(latents, DenseNetwork(latents, hidden, 2 * rest), element)
     yield Projection(dimensions, latents)

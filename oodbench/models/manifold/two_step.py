@@ -21,6 +21,7 @@ class EncoderDecoder(Protocol):
     """What a registered model must offer to be the first step."""
 
     latent_shape: tuple[int, ...]
+    progress: float
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, C, H, W) -> (mean, standard deviation) of the latents (B, *latent_shape)."""
@@ -35,6 +36,10 @@ class EncoderDecoder(Protocol):
         ...
 
     def calibrate(self, known: Tensor, held_out: Tensor) -> None:
+        """As of every density model."""
+        ...
+
+    def after_step(self) -> None:
         """As of every density model."""
         ...
 
@@ -78,9 +83,14 @@ class TwoStep(EmbeddedModel):
 
     def loss(self, x: Tensor, noise: Noise) -> Tensor:
         """The first step's loss less log p of its detached latents, nats (B,)."""
+        self.first.progress = self.progress  # its schedules run as they would alone
         loss: Tensor = self.first.loss(x, noise)
         z = self.first.encode(x)[0].flatten(1).detach()
         return loss - self.prior.log_density(z, noise)
+
+    def after_step(self) -> None:
+        """The first step's own."""
+        self.first.after_step()
 
     def calibrate(self, known: Tensor, held_out: Tensor) -> None:
         """The first step's start."""
@@ -94,6 +104,8 @@ class TwoStep(EmbeddedModel):
 
 class Autoencoder(nn.Module):
     """x -> z -> x without noise: p(x | z) = N(g(z), s^2), of which only the mean is learnt."""
+
+    progress = 1.0
 
     def __init__(self, shape: tuple[int, int, int], latents: int = 20, hidden: int = 32, std: float = 0.1) -> None:
         super().__init__()
@@ -118,6 +130,9 @@ class Autoencoder(nn.Module):
         """-log N(x; g(z), s^2) but for its constant, nats (B,)."""
         value = x.to(next(self.parameters()).dtype) / 127.5 - 1
         return (value - self.mean_image(self.encoder(value))).square().sum((1, 2, 3)) / (2 * self.std**2)
+
+    def after_step(self) -> None:
+        """Nothing moves but by its gradient."""
 
     @torch.no_grad()
     def calibrate(self, known: Tensor, held_out: Tensor) -> None:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
-from oodbench.models import networks
 from oodbench.models.nn import Linear
 from oodbench.models.noise import Noise
 from oodbench.models.posteriors.posterior import WeightPosterior
@@ -97,7 +96,7 @@ class BBB(WeightPosterior):
                 module, attribute = owners[name]
                 module._parameters[attribute] = mean + scales[name] * e  # until below
             for path, module in self.inner.named_modules():
-                if isinstance(module, Linear | networks.Linear) and f"{path}.weight" in self.random:
+                if isinstance(module, Linear) and f"{path}.weight" in self.random:
                     means = {key: self.random[f"{path}.{key}"] for key in _PARTS if f"{path}.{key}" in self.random}
                     stds = {key: scales[f"{path}.{key}"] for key in means}
                     # Drawn above all the same: some models read the weights of a layer that they do not call.

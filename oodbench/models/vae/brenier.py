@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oodbench.models.networks import Linear
-from oodbench.models.nn import folded, network_dtype
+from oodbench.models.networks import perceptron
+from oodbench.models.nn import Linear, folded, network_dtype
 from oodbench.models.vae.networks import Principal
 from oodbench.models.vae.observations import Observation
 
@@ -67,9 +67,7 @@ class InjectiveDecoder(nn.Module):
         self.beyond = nn.Parameter(torch.zeros(means * places, hidden))  # Q'
         self.bias = nn.Parameter(torch.zeros(means * places))
         self.linear = Linear(latents, others)
-        self.layers = nn.Sequential(
-            Linear(latents, hidden), nn.ReLU(), Linear(hidden, hidden), nn.ReLU(), Linear(hidden, others, zero=True)
-        )
+        self.layers = perceptron(latents, hidden, others)
 
     def basis(self) -> Tensor:
         """U (d, latents): orthonormal columns, a continuous function of `axes`."""

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from oodbench.models.networks import Linear
+from oodbench.models.nn import Linear
 from oodbench.models.vae.ornstein_uhlenbeck import bridge, times, transition
 from oodbench.models.vae.posteriors import standard_normal_log_prob
 

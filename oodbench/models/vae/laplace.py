@@ -8,7 +8,7 @@ from torch import Tensor
 
 from oodbench.errors import OodbenchError
 from oodbench.models.likelihoods import logistic_expansion
-from oodbench.models.networks import Linear
+from oodbench.models.nn import Linear
 from oodbench.models.noise import Noise
 from oodbench.models.vae.networks import DenseDecoder
 from oodbench.models.vae.posteriors import Posterior, standard_normal_log_prob

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
 from oodbench.models import networks as images
-from oodbench.models.nn import Convolution, rectified
+from oodbench.models.nn import Convolution, Linear, rectified
 from oodbench.models.vae.observations import Observation
 
 __all__ = ["PATCH", "DenseDecoder", "DenseDecoders", "Principal", "build", "probabilistic_pca"]
@@ -143,7 +143,7 @@ class MapDecoder(nn.Module):
 class _Vector(nn.Module):
     """What encoders to a vector share: `linear` sees the whole image."""
 
-    linear: images.Linear
+    linear: Linear
 
     def principal(self, value: Tensor, latents: int) -> Principal:
         """Of the whole images (N, C, H, W)."""
@@ -161,7 +161,7 @@ class _Vector(nn.Module):
 class _FromVector(nn.Module):
     """What decoders of a vector share: `linear` gives all numbers of the image."""
 
-    linear: images.Linear
+    linear: Linear
 
     def start_at(self, principal: Principal, pixel: Observation) -> None:
         """As of `MapDecoder`."""
@@ -183,8 +183,8 @@ class DenseEncoder(_Vector):
     def __init__(self, shape: tuple[int, int, int], hidden: int, outputs: int) -> None:
         super().__init__()
         inputs = math.prod(shape)
-        self.linear = images.Linear(inputs, outputs)
-        self.layers = _perceptron(inputs, hidden, outputs)
+        self.linear = Linear(inputs, outputs)
+        self.layers = images.perceptron(inputs, hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
@@ -198,8 +198,8 @@ class DenseDecoder(_FromVector):
     def __init__(self, shape: tuple[int, int, int], hidden: int, latents: int, pixel: Observation) -> None:
         super().__init__()
         self.image = (pixel.outputs, *shape[1:])
-        self.linear = images.Linear(latents, math.prod(self.image))
-        self.layers = _perceptron(latents, hidden, math.prod(self.image))
+        self.linear = Linear(latents, math.prod(self.image))
+        self.layers = images.perceptron(latents, hidden, math.prod(self.image))
 
     def forward(self, z: Tensor) -> Tensor:
         out: Tensor = self.linear(z) + self.layers(z)
@@ -212,7 +212,7 @@ class DenseDecoders:
     def __init__(self, decoders: Sequence[DenseDecoder]) -> None:
         self.image = decoders[0].image
         stacks = [
-            _stack([cast(images.Linear, decoder.layers[place]) for decoder in decoders])
+            _stack([cast(Linear, decoder.layers[place]) for decoder in decoders])
             for place in range(0, len(decoders[0].layers), 2)
         ]
         self.hidden, (weight, bias) = stacks[:-1], stacks[-1]
@@ -256,6 +256,8 @@ def build(
         raise OodbenchError(f"Unknown network {network!r}: take {', '.join(_NETWORKS)}.")
     if latents < 1 or hidden < 1:
         raise OodbenchError("A VAE has at least 1 latent and 1 hidden unit.")
+    if math.prod(shape) < 2:  # of which principal components leave nothing over
+        raise OodbenchError(f"An autoencoder's image has at least 2 numbers, not {math.prod(shape)}.")
     _, height, width = shape
     if network != "dense" and (height % PATCH or width % PATCH):
         raise OodbenchError(
@@ -266,21 +268,10 @@ def build(
     return latent_shape, encoder(shape, hidden, outputs), decoder(shape, hidden, latents, pixel)
 
 
-def _stack(layers: Sequence[images.Linear]) -> tuple[Tensor, Tensor]:
+def _stack(layers: Sequence[Linear]) -> tuple[Tensor, Tensor]:
     """Weights (M, inputs, outputs) and biases (M, 1, outputs) in the network dtype."""
     weights, biases = zip(*(layer.parameters_now() for layer in layers), strict=True)
     return torch.stack(weights).transpose(1, 2), torch.stack(biases)[:, None]
-
-
-def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two hidden layers of ReLUs, zero at the start."""
-    return nn.Sequential(
-        images.Linear(inputs, hidden),
-        nn.ReLU(),
-        images.Linear(hidden, hidden),
-        nn.ReLU(),
-        images.Linear(hidden, outputs, zero=True),
-    )
 
 
 def _start_bias(bias: Tensor, principal: Principal, latents: int) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from oodbench.errors import OodbenchError
-from oodbench.models.networks import Linear
+from oodbench.models.nn import Linear
 from oodbench.models.noise import Noise
 from oodbench.models.vae.flow_steps import STEPS
 from oodbench.models.vae.posteriors import Posterior

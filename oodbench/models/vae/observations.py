@@ -144,8 +144,6 @@ class Bernoulli:
 def observation(name: str, channels: int, mixtures: int) -> Observation:
     """ "logistic" (a mixture of `mixtures`), "categorical" or "bernoulli"."""
     if name == "logistic":
-        if mixtures < 1:
-            raise OodbenchError(f"A mixture has at least 1 component, not {mixtures}.")
         return LogisticMixture(channels, mixtures)
     if name == "categorical":
         return Categorical(channels)

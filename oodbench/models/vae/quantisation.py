@@ -24,8 +24,10 @@ def code_probs(log_probs: Tensor) -> Tensor:
 def draw_codes(log_probs: Tensor, u: Tensor) -> Tensor:
     """int64 (..., n) codes drawn from log_probs (..., K) by their distribution function and uniforms u (..., n)."""
     distribution = code_probs(log_probs).cumsum(-1)
-    # A sum that rounding leaves below 1 would else give a code beyond the last.
-    return torch.searchsorted(distribution, u.contiguous()).clamp_max(log_probs.shape[-1] - 1)
+    # Rounding leaves some sums below 1. What lies beyond goes to the last code that adds anything, and not to the last
+    # of all: where that one is as good as impossible, its importance weight would be huge.
+    u = torch.minimum(u, distribution[..., -1:]).contiguous()
+    return torch.searchsorted(distribution, u).clamp_max(log_probs.shape[-1] - 1)  # NaN would be beyond
 
 
 def straight_through(codes: Tensor, log_probs: Tensor, codebook: Tensor) -> Tensor:

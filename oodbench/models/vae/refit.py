@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
-from oodbench.models import networks
 from oodbench.models import nn as layers
 from oodbench.models.nn import network_dtype
 from oodbench.models.noise import Noise
@@ -20,7 +19,7 @@ __all__ = ["OneEach", "can_refit", "refit", "regret"]
 COPIES_BYTES = 1 << 28  # of the copies, their gradients and Adam's two moments: so many images are refitted at a time
 
 _CONVOLUTIONS: tuple[type[nn.Module], ...] = (layers.Convolution, nn.Conv2d)
-_PRODUCTS: tuple[type[nn.Module], ...] = (networks.Linear, layers.Linear, nn.Linear)
+_PRODUCTS: tuple[type[nn.Module], ...] = (layers.Linear, nn.Linear)
 
 
 class OneEach(nn.Module):
@@ -34,8 +33,7 @@ class OneEach(nn.Module):
         self.convolution = isinstance(layer, _CONVOLUTIONS)
         if self.convolution:
             self.padding, self.stride = _pair(layer.padding), _pair(layer.stride)
-        self.ours = isinstance(layer, (layers.Convolution, layers.Linear, networks.Linear))  # and not torch's
-        self.gives_back = isinstance(layer, networks.Linear)  # the dtype that it took
+        self.ours = isinstance(layer, (layers.Convolution, layers.Linear))  # and not torch's
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs) -> (B, outputs), or (B, C, H, W) -> (B, outputs, H', W'), as of the layer."""
@@ -45,7 +43,7 @@ class OneEach(nn.Module):
         weight, bias, rows = self.weight.to(dtype), self.bias.to(dtype)[:, :, None], x.to(dtype)
         if not self.convolution:
             out = torch.baddbmm(bias, weight, rows[:, :, None])[:, :, 0]
-            return out.to(x.dtype) if self.gives_back else out
+            return out.to(x.dtype)
         kernel = _pair(tuple(weight.shape[3:]))
         columns = F.unfold(rows, kernel, padding=self.padding, stride=self.stride)
         out = torch.baddbmm(bias, weight.flatten(2), columns)

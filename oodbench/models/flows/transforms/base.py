@@ -9,9 +9,11 @@ from oodbench.errors import OodbenchError
 from oodbench.models.base import Likelihood
 from oodbench.models.noise import Noise
 
-__all__ = ["Shape", "Transform", "positions", "require"]
+__all__ = ["Shape", "Transform", "positions", "require", "require_inverse"]
 
 Shape = tuple[int, ...]
+
+_MISS = 1e-3  # of f(f^-1(y)) from y, relative to the largest |y|; rounding alone leaves about 1e-6
 
 
 class Transform(nn.Module):
@@ -55,3 +57,10 @@ def require(condition: bool, sentence: str) -> None:
     """Raises `OodbenchError` with this sentence unless the condition holds."""
     if not condition:
         raise OodbenchError(sentence)
+
+
+def require_inverse(back: Tensor, y: Tensor, what: str, advice: str) -> None:
+    """Raises `OodbenchError` unless f(f^-1(y)), which is `back`, is y (B, ...); of y not finite asks nothing."""
+    miss, size = (t.detach().abs().flatten(1).amax(1) for t in (back - y, y))
+    if not ((miss <= _MISS * (1 + size)) | ~size.isfinite()).all():  # so that NaN is no success
+        raise OodbenchError(f"The inverse of {what} misses its aim by {float(miss.max()):.3g}: {advice}.")

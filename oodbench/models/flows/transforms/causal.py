@@ -3,14 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from oodbench.errors import OodbenchError
-from oodbench.models.flows.transforms.base import Transform, positions, require
+from oodbench.models.flows.transforms.base import Transform, positions, require, require_inverse
 from oodbench.models.nn import folded
 from oodbench.models.noise import Noise
 
 __all__ = ["CausalConvolution"]
-
-_RESIDUAL = 1e-3  # of forward(inverse(y)) against y, relative to the largest |y|; rounding alone leaves about 1e-6
 
 
 class CausalConvolution(Transform):
@@ -58,13 +55,10 @@ class CausalConvolution(Transform):
         turned = y.flip(1, 2, 3) if self.reverse else y
         h = self._substitute(turned.double(), self.kernel().double()).to(y.dtype)
         h = h.flip(1, 2, 3) if self.reverse else h
-        error = (self(h, noise)[0] - y).abs().flatten(1).amax(1)
-        size = y.abs().flatten(1).amax(1)
-        if not ((error <= _RESIDUAL * (1 + size)) | ~size.isfinite()).all():  # so that NaN is no success
-            raise OodbenchError(
-                f"The inverse of a convolution misses its aim by {float(error.max()):.3g}: rounding grows from place "
-                "to place with such a kernel; train with weight decay or a lower learning rate."
-            )
+        require_inverse(
+            self(h, noise)[0], y, "a convolution", "rounding grows from place to place with such a kernel; train with "
+            "weight decay or a lower learning rate"
+        )  # fmt: skip
         return h
 
     def _substitute(self, y: Tensor, kernel: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oodbench.models.flows.transforms.base import Transform, positions
+from oodbench.models.flows.transforms.base import Transform, positions, require_inverse
 from oodbench.models.nn import folded
 from oodbench.models.noise import Noise
 
@@ -55,7 +55,7 @@ class Mixing(Transform):
     def inverse_affine(self) -> tuple[Tensor, Tensor]:
         """(matrix, bias) of the inverse map."""
         matrix, bias, _ = self.affine()
-        inverse = torch.linalg.inv(matrix.double())
+        inverse = torch.linalg.inv_ex(matrix.double())[0]  # a singular one is found out below
         return inverse.to(matrix.dtype), (-inverse @ bias.double()).to(matrix.dtype)
 
     def forward(self, h: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
@@ -64,4 +64,11 @@ class Mixing(Transform):
 
     def inverse(self, y: Tensor, noise: Noise) -> Tensor:
         matrix, bias = self.inverse_affine()
-        return F.linear(y, matrix, bias)
+        h = F.linear(y, matrix, bias)
+        require_inverse(
+            self(h, noise)[0],
+            y,
+            "a 1x1 convolution",
+            "its matrix is all but singular; train with a lower learning rate",
+        )
+        return h

@@ -1,4 +1,4 @@
-"""Rearranging a vector, and transforming only its first coordinates."""
+"""Transforming only the first coordinates of a vector."""
 
 from collections.abc import Iterable
 from typing import cast
@@ -10,39 +10,7 @@ from oodbench.models.base import Likelihood
 from oodbench.models.flows.transforms.base import Transform, require
 from oodbench.models.noise import Noise
 
-__all__ = ["Arrange", "Part", "Swap"]
-
-
-class Arrange(Transform):
-    """y_i = h_order(i): a fixed permutation of the last axis."""
-
-    order: Tensor
-    back: Tensor
-
-    def __init__(self, order: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("back", order.argsort(), persistent=False)
-
-    def forward(self, h: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        return h[..., self.order], h.new_zeros(())
-
-    def inverse(self, y: Tensor, noise: Noise) -> Tensor:
-        return y[..., self.back]
-
-
-class Swap(Transform):
-    """The first `first` coordinates go behind the others."""
-
-    def __init__(self, first: int) -> None:
-        super().__init__()
-        self.first = first
-
-    def forward(self, h: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        return h.roll(-self.first, -1), h.new_zeros(())
-
-    def inverse(self, y: Tensor, noise: Noise) -> Tensor:
-        return y.roll(self.first, -1)
+__all__ = ["Part"]
 
 
 class Part(Transform):

@@ -6,7 +6,7 @@ from torch import Tensor
 from oodbench.models.flows.transforms.base import Shape, Transform, require
 from oodbench.models.noise import Noise
 
-__all__ = ["Permutation", "interleave", "reverse", "swap_halves"]
+__all__ = ["Permutation", "interleave", "reverse", "swap", "swap_halves"]
 
 
 class Permutation(Transform):
@@ -38,9 +38,14 @@ def reverse(count: int) -> Permutation:
     return Permutation(torch.arange(count).flip(0))
 
 
+def swap(first: int, second: int) -> Permutation:
+    """The first so many numbers go behind the second so many."""
+    return Permutation(torch.arange(first + second).roll(second))
+
+
 def swap_halves(count: int) -> Permutation:
     """The second half, the smaller one of an odd count, comes before the first."""
-    return Permutation(torch.arange(count).roll(count // 2))
+    return swap(count - count // 2, count // 2)
 
 
 def interleave(count: int) -> Permutation:
