@@ -111,7 +111,8 @@ class ImageFlow(DensityModel):
     def statistics(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
         """All columns, in nats and (B,), but log_px_scales (B, scales)."""
         latents, volumes = self.flow(self.dequantise(x, noise), noise)
-        sizes = volumes.new_tensor([math.prod(e.shape[1:]) for e in latents])
+        # Made where the volumes are: a copy of a list would make a GPU wait.
+        sizes = torch.stack([volumes.new_full((), math.prod(e.shape[1:])) for e in latents])
         volumes = volumes - sizes * (self.dimensions / sizes.sum() * math.log(256))
         base = torch.stack([standard_normal(e) for e in latents], 1)
         log_pz, log_det = base.sum(1), volumes.sum(1)

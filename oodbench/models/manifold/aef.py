@@ -165,7 +165,7 @@ class _Encoder(nn.Module):
         """shift = gain' rest + bias, log-scale = log_std for every image."""
         linear = self.network.linear
         linear.weight.zero_()
-        linear.weight[: self.latents, _channels_first(self.shape)[self.rest]] = gain.T.to(linear.weight)
+        linear.weight[: self.latents, _channels_first(self.shape).to(self.rest)[self.rest]] = gain.T.to(linear.weight)
         raw = BOUND * (log_std / BOUND).clamp(-0.99, 0.99).atanh()
         linear.bias.copy_(torch.cat([bias, raw]))
 
@@ -187,7 +187,7 @@ class _Decoder(nn.Module):
 
     def start(self, loadings: Tensor, mean: Tensor, log_std: Tensor) -> None:
         """mean = loadings z + mean, log-scale = log_std for every image."""
-        linear, places = self.network.linear, _channels_first(self.shape)[self.rest]
+        linear, places = self.network.linear, _channels_first(self.shape).to(self.rest)[self.rest]
         linear.weight.zero_()
         linear.bias.zero_()
         linear.weight[places] = loadings.to(linear.weight)
