@@ -275,6 +275,7 @@ def score(
         "oodbench table",
         "oodbench table --in cifar10 --format latex > table.tex",
         "oodbench table --in fashionmnist --rows models --format markdown",
+        "oodbench table --out svhn --model glow --model none --detector typicality --detector compressed_size",
         "oodbench table --metric fpr95 --format csv",
     )
 )
@@ -288,7 +289,18 @@ def table(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", envvar="OODBENCH_MODEL", help="Model to show; may be repeated.", metavar="NAME"),
+        typer.Option(
+            "--model",
+            envvar="OODBENCH_MODEL",
+            help="Model to show, 'none' for scores without a model; may be repeated.",
+            metavar="NAME",
+        ),
+    ] = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--detector", envvar="OODBENCH_DETECTOR", help="Detector to show; may be repeated.", metavar="NAME"
+        ),
     ] = None,
     results: Results = Path("results"),
     format_: FormatOption = Format.TABLE,
@@ -311,7 +323,7 @@ def table(
     from oodbench.records import read_records
     from oodbench.report import table as render
 
-    records = read_records(results, in_=in_, models=model, outs=out)
+    records = read_records(results, in_=in_, models=model, outs=out, detectors=detector)
     text = render(records, format=format_.value, metric=metric.value, rows=rows.value, published=published)
     typer.echo(text.rstrip("\n"))
 

@@ -173,10 +173,12 @@ def test_list_shows_the_suites() -> None:
 
 
 def test_table_reads_records_and_prints_them(calls: list[Any]) -> None:
-    result = invoke("table --results r --in mnist --out kmnist --model vae --format markdown --metric fpr95")
+    result = invoke(
+        "table --results r --in mnist --out kmnist --model vae --detector elbo --format markdown --metric fpr95"
+    )
     assert result.stdout == "the table\n"
     assert calls == [
-        ("read_records", (Path("r"),), {"in_": "mnist", "models": ["vae"], "outs": ["kmnist"]}),
+        ("read_records", (Path("r"),), {"in_": "mnist", "models": ["vae"], "outs": ["kmnist"], "detectors": ["elbo"]}),
         ("table", ([RECORD],), {"format": "markdown", "metric": "fpr95", "rows": "auto", "published": True}),
     ]
     invoke("table --no-published")

@@ -97,7 +97,7 @@ def _tabular(part: Sheet, last: bool) -> list[str]:
 
 def _widths(sheet: Sheet) -> list[int]:
     """pt of every column, with the space beside it."""
-    lines = [*sheet.head, *sheet.body, *sheet.published]
+    lines: list[Sequence[Entry]] = [*sheet.head, *sheet.body, *sheet.published]
     labels = [line[0] for line in lines] + [label for label, _ in sheet.controls]
     columns = [labels, *([line[i] for line in lines] for i in range(1, 1 + sheet.columns if lines else 1))]
     return [math.ceil(max(map(_width, column)) + _GAP) for column in columns]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any
 
 from oodbench.registry import MODELS
 from oodbench.report.grid import UNDERTRAINED, Block, Cell
@@ -14,7 +14,6 @@ ROWS = ("auto", "detectors", "models")
 _MOST_COLUMNS = 6  # models side by side, before "auto" puts them below one another
 
 Entry = str | Cell | None  # None: not applicable
-AnyEntry = TypeVar("AnyEntry", str, Entry)
 
 
 @dataclass
@@ -77,9 +76,14 @@ def folds(widths: Sequence[int], room: int) -> list[range]:
     return next(parts for parts in map(cut, range(room + 1)) if len(parts) == fewest)
 
 
-def _taken(lines: Sequence[list[AnyEntry]], columns: range) -> list[list[AnyEntry]]:
-    parts = [[line[0], *(line[i] for i in columns)] for line in lines]
-    return [part for part, line in zip(parts, lines, strict=True) if any(part[1:]) or not any(line[1:])]
+def _taken(lines: list[list[Any]], columns: range) -> list[list[Any]]:
+    """The labels and these columns of the lines, without those that have something in others only."""
+    taken = []
+    for line in lines:
+        part = [line[0], *(line[i] for i in columns)]
+        if any(part[1:]) or not any(line[1:]):
+            taken.append(part)
+    return taken
 
 
 def sheet(block: Block, rows: str = "auto") -> Sheet:
