@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from oodbench.report.grid import INVERSION, NONFINITE, UNDERTRAINED, Block, heading, notes
 from oodbench.report.sheet import Entry, Sheet, sheet
 
-__all__ = ["escape", "latex"]
+__all__ = ["escape", "latex", "opened"]
 
 _ROOM = 397  # pt: 5.5 in
 _LINES = 56  # a float, at 8 pt each, beside a caption of a dozen lines on a page of 9 in
@@ -52,18 +52,22 @@ def _block(block: Block, sheet: Sheet, metric: str) -> str:
     label = re.sub(r"[^A-Za-z0-9]+", "-", f"{block.source}-{block.out}-{metric}")
     lines = []
     for place, parts in enumerate(_floats(sheet.folded(_widths(sheet), _ROOM))):
-        lines += [
-            r"\begin{table}",
-            r"\centering\scriptsize\setlength{\tabcolsep}{2pt}\setlength{\belowcaptionskip}{4pt}",
-        ]
-        if place:
-            lines += [r"\addtocounter{table}{-1}", rf"\caption{{{escape(f'{said}, continued.')}}}"]
-        else:
-            lines += [rf"\caption{{{escape(caption)}}}", rf"\label{{tab:{label}}}"]
+        lines += opened(r"\scriptsize\setlength{\tabcolsep}{2pt}", said, escape(caption), label, continued=place > 0)
         for part in parts:
             lines += _tabular(part, last=part is parts[-1])
         lines += [r"\end{table}", ""]
     return "\n".join(lines)
+
+
+def opened(style: str, title: str, caption: str, label: str, *, continued: bool) -> list[str]:
+    """How a float begins; one that is `continued` has the number of the last, and of the caption the title alone."""
+    return [
+        r"\begin{table}",
+        rf"\centering{style}\setlength{{\belowcaptionskip}}{{4pt}}",
+        *([r"\addtocounter{table}{-1}"] if continued else []),
+        rf"\caption{{{escape(f'{title}, continued.') if continued else caption}}}",
+        *([] if continued else [rf"\label{{tab:{label}}}"]),
+    ]
 
 
 def _floats(parts: list[Sheet]) -> Iterator[list[Sheet]]:
