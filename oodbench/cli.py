@@ -1,5 +1,8 @@
 """The commands: they read options, call one function each and print what it returns."""
 
+import codecs
+import io
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -391,7 +394,18 @@ def info(data_root: DataRoot = None, plugin: Plugins = None) -> None:
 
 def main() -> None:
     """The console script `oodbench`."""
+    _speak_any_alphabet()
     app()
+
+
+def _speak_any_alphabet() -> None:
+    """No result of hours is lost to an output that cannot encode a table's rules: files and pipes get UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            if stream.isatty():
+                stream.reconfigure(errors="replace")
+            else:
+                stream.reconfigure(encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _ESCAPES = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",  # there is no other in LaTeX's default encoding
     "→": r"$\rightarrow$",
     "±": r"$\pm$",
     INVERSION: r"$^\dagger$",
