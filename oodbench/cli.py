@@ -1,5 +1,8 @@
 """The commands: they read options, call one function each and print what it returns."""
 
+import codecs
+import io
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -275,6 +278,7 @@ def score(
         "oodbench table",
         "oodbench table --in cifar10 --format latex > table.tex",
         "oodbench table --in fashionmnist --rows models --format markdown",
+        "oodbench table --out svhn --model glow --model none --detector typicality --detector compressed_size",
         "oodbench table --metric fpr95 --format csv",
     )
 )
@@ -288,7 +292,18 @@ def table(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", envvar="OODBENCH_MODEL", help="Model to show; may be repeated.", metavar="NAME"),
+        typer.Option(
+            "--model",
+            envvar="OODBENCH_MODEL",
+            help="Model to show, 'none' for scores without a model; may be repeated.",
+            metavar="NAME",
+        ),
+    ] = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--detector", envvar="OODBENCH_DETECTOR", help="Detector to show; may be repeated.", metavar="NAME"
+        ),
     ] = None,
     results: Results = Path("results"),
     format_: FormatOption = Format.TABLE,
@@ -311,7 +326,7 @@ def table(
     from oodbench.records import read_records
     from oodbench.report import table as render
 
-    records = read_records(results, in_=in_, models=model, outs=out)
+    records = read_records(results, in_=in_, models=model, outs=out, detectors=detector)
     text = render(records, format=format_.value, metric=metric.value, rows=rows.value, published=published)
     typer.echo(text.rstrip("\n"))
 
@@ -379,7 +394,18 @@ def info(data_root: DataRoot = None, plugin: Plugins = None) -> None:
 
 def main() -> None:
     """The console script `oodbench`."""
+    _speak_any_alphabet()
     app()
+
+
+def _speak_any_alphabet() -> None:
+    """No result of hours is lost to an output that cannot encode a table's rules: files and pipes get UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            if stream.isatty():
+                stream.reconfigure(errors="replace")
+            else:
+                stream.reconfigure(encoding="utf-8")
 
 
 if __name__ == "__main__":

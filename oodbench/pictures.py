@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
+
 from oodbench.benchmark import trials
 from oodbench.data import safe_name
 from oodbench.errors import OodbenchError
@@ -58,8 +60,9 @@ def plot(
                 values = {n: -columns["log_px"] for n, columns in sides.items()}
             pictures.append(stem.with_name(f"{stem.name}-{kind}.{picture}"))
             histograms(pictures[-1], values, xlabel=label, title=title)
-        if sides and all("log_px_members" in columns for columns in sides.values()):
-            spread = {n: columns["log_px_members"].std(axis=1, ddof=1) for n, columns in sides.items()}
+        members = {n: columns["log_px_members"] for n, columns in sides.items() if "log_px_members" in columns}
+        if members and all(column.shape[1] > 1 for column in members.values()):  # a single member differs from nobody
+            spread = {n: column.std(axis=1, ddof=1, dtype=np.float64) for n, column in members.items()}
             pictures.append(stem.with_name(f"{stem.name}-members.{picture}"))
             histograms(pictures[-1], spread, xlabel="standard deviation of log p over the members, nats", title=title)
         curves = {one.detector: (one.score_in, one.score_out) for one in scored if one.group_size == 1}

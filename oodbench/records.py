@@ -10,6 +10,7 @@ from typing import Any
 from oodbench.data import safe_name
 from oodbench.errors import OodbenchError
 from oodbench.files import expanded, write_atomically
+from oodbench.registry import hint
 
 __all__ = ["SCHEMA", "Record", "data_hash", "folder_of", "read_records", "to_json", "write_records"]
 
@@ -69,20 +70,24 @@ def read_records(
     in_: str | None = None,
     models: Sequence[str] | str | None = None,
     outs: Sequence[str] | str | None = None,
+    detectors: Sequence[str] | str | None = None,
 ) -> list[Record]:
-    """All records under `results_dir` as a flat list, or those of the named data sets and models.
+    """All records under `results_dir` as a flat list, or those of the named data sets, models and detectors.
 
-    The order is that of the paths. Raises `OodbenchError` naming the file that is not a results file.
+    The order is that of the paths. Raises `OodbenchError` naming the file that is not a results file, or a name that
+    none of the records there has.
     """
-    models, outs = ([names] if isinstance(names, str) else names for names in (models, outs))
     found = [record for path in sorted(expanded(results_dir).glob("*/*/*.json")) for record in _read(path)]
-    return [
-        record
-        for record in found
-        if (in_ is None or record["in"] == in_)
-        and (models is None or record["model"] in models)
-        and (outs is None or record["out"] in outs)
-    ]
+    wanted = {"in": in_, "out": outs, "model": models, "detector": detectors}
+    asked = {key: [names] if isinstance(names, str) else names for key, names in wanted.items() if names is not None}
+    for key, names in asked.items():
+        known = sorted({record[key] for record in found})
+        unknown = [name for name in names if found and name not in known]
+        if unknown:
+            raise OodbenchError(
+                f"No record in {results_dir} has {unknown[0]!r} as its {key!r}: {hint(unknown[0], known)}"
+            )
+    return [record for record in found if all(record[key] in names for key, names in asked.items())]
 
 
 def to_json(value: Any) -> str:

@@ -61,7 +61,9 @@ def pairs(in_: Sequence[str] | None, out: Sequence[str] | None) -> dict[str, lis
         return EMBEDDED
     unknown = [name for name in in_ if not out and name not in USUAL]
     if unknown:
-        raise OodbenchError(f"Nothing is usually held against {unknown[0]!r}: name data sets with --out.")
+        near = difflib.get_close_matches(unknown[0], USUAL, n=3, cutoff=0.5)
+        remedy = f"did you mean {' or '.join(near)}? Or name" if near else "name"
+        raise OodbenchError(f"Nothing is usually held against {unknown[0]!r}: {remedy} data sets with --out.")
     held = {name: [other for other in out or USUAL[name] if other != name] for name in in_}
     alone = [name for name, others in held.items() if not others]
     if alone:

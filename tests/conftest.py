@@ -19,3 +19,9 @@ def _registries_as_before(monkeypatch: pytest.MonkeyPatch):
     for registry, names in zip(REGISTRIES, before, strict=True):
         for name in set(registry) - names:
             registry.remove(name)
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch):
+    """Tables are folded at the width of the terminal, whichever the tests run in."""
+    monkeypatch.setenv("COLUMNS", "160")

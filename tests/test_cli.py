@@ -173,10 +173,12 @@ def test_list_shows_the_suites() -> None:
 
 
 def test_table_reads_records_and_prints_them(calls: list[Any]) -> None:
-    result = invoke("table --results r --in mnist --out kmnist --model vae --format markdown --metric fpr95")
+    result = invoke(
+        "table --results r --in mnist --out kmnist --model vae --detector elbo --format markdown --metric fpr95"
+    )
     assert result.stdout == "the table\n"
     assert calls == [
-        ("read_records", (Path("r"),), {"in_": "mnist", "models": ["vae"], "outs": ["kmnist"]}),
+        ("read_records", (Path("r"),), {"in_": "mnist", "models": ["vae"], "outs": ["kmnist"], "detectors": ["elbo"]}),
         ("table", ([RECORD],), {"format": "markdown", "metric": "fpr95", "rows": "auto", "published": True}),
     ]
     invoke("table --no-published")
@@ -325,3 +327,16 @@ def test_help_and_list_import_nothing_heavy_and_answer_at_once(arguments: list[s
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     # Processor time, and the fastest of three: a machine that is busy with something else slows single ones.
     assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "utf-8"])
+def test_a_table_survives_an_output_of_a_small_alphabet(encoding: str) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    code = "from oodbench.cli import main; main()"
+    listed = subprocess.run(
+        [sys.executable, "-c", code, "list", "suites"], capture_output=True, check=True, env=environment
+    )
+    assert "cifar10 → svhn" in listed.stdout.decode("utf-8")
+    told = subprocess.run([sys.executable, "-c", code, "run", "--in", "digits→"], capture_output=True, env=environment)
+    assert (told.returncode, "Traceback" in told.stderr.decode()) == (2, False)
+    assert "did you mean digits? Or name data sets with --out" in told.stderr.decode()

@@ -130,8 +130,22 @@ def test_filters_select_by_name(tmp_path):
             write_records(tmp_path, [make_record(out=out, model=model)])
     assert len(read_records(tmp_path)) == 4
     assert [r["model"] for r in read_records(tmp_path, in_="cifar10", models=["vae"], outs=["svhn"])] == ["vae"]
-    assert read_records(tmp_path, in_="mnist") == []
-    assert read_records(tmp_path / "nowhere") == []
+    assert len(read_records(tmp_path, detectors="likelihood", outs="svhn")) == 2
+    assert read_records(tmp_path / "nowhere", in_="mnist") == []
+
+
+def test_a_name_that_no_record_has_is_told_with_the_nearest(tmp_path):
+    write_records(tmp_path, [make_record(), make_record("typicality")])
+    write_records(tmp_path, [make_record(out="cifar100", model="vae")])
+    for wrong, near in [
+        ({"in_": "cifar1"}, "'cifar1' as its 'in': did you mean cifar10"),
+        ({"models": ["vae", "glw"]}, "'glw' as its 'model': did you mean glow"),
+        ({"outs": ["svnh"]}, "'svnh' as its 'out': did you mean svhn"),
+        ({"detectors": ["typical"]}, "'typical' as its 'detector': did you mean typicality"),
+    ]:
+        with pytest.raises(OodbenchError, match=near):
+            read_records(tmp_path, **wrong)
+    assert read_records(tmp_path, models=["vae"], outs=["svhn"]) == []  # both are there, but not together
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from oodbench.report import latex, markdown
 
 __all__ = ["LAYOUTS", "Entry", "Lines", "Number", "Section"]
 
+_LINES = 50  # of LaTeX's \footnotesize, 9.5 pt each, on a page of 9 in beside a long caption
+
 
 @dataclass(frozen=True)
 class Number:
@@ -82,24 +84,36 @@ def _markdown(lines: Lines) -> str:
 
 
 def _latex(lines: Lines) -> str:
-    """A float with its notes in the caption, shrunk to `\\textwidth` where it is wider."""
+    """A float with its notes in the caption, shrunk to `\\textwidth` where it is wider; another one a further page."""
     caption = " ".join(_tex(text) for text in [lines.title.rstrip(".") + ".", lines.bold, *lines.notes] if text)
     label = re.sub(r"[^A-Za-z0-9]+", "-", lines.title).strip("-").lower()[:60]
-    text = [
-        "% Needs \\usepackage{booktabs,graphicx}.",
-        r"\begin{table}",
-        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{caption}}}",
-        rf"\label{{tab:{label}}}",
-        r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{'l' * len(lines.head)}}}",
-        r"\toprule",
-        " & ".join(map(_tex, lines.head)) + r" \\",
-    ]
-    for section in lines.sections:
-        text += [r"\midrule", rf"\multicolumn{{{len(lines.head)}}}{{l}}{{\emph{{{_tex(section.title)}}}}} \\"]
-        text += [" & ".join(_tex(entry) for entry in row) + r" \\" for row in section.rows]
-    return "\n".join([*text, r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""])
+    text = ["% Needs \\usepackage{booktabs,graphicx}."]
+    style, title = r"\footnotesize\setlength{\tabcolsep}{4pt}", lines.title.rstrip(".")
+    for place, sections in enumerate(_pages(lines.sections)):
+        text += latex.opened(style, title, caption, label, continued=place > 0)
+        text += [
+            r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{'l' * len(lines.head)}}}",
+            r"\toprule",
+            " & ".join(map(_tex, lines.head)) + r" \\",
+        ]
+        for section in sections:
+            text += [r"\midrule", rf"\multicolumn{{{len(lines.head)}}}{{l}}{{\emph{{{_tex(section.title)}}}}} \\"]
+            text += [" & ".join(_tex(entry) for entry in row) + r" \\" for row in section.rows]
+        text += [r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""]
+    return "\n".join(text)
+
+
+def _pages(sections: Sequence[Section]) -> list[list[Section]]:
+    """The sections in parts of at most `_LINES` lines, their titles counted; one is cut only where it is longer."""
+    pages: list[list[Section]] = [[]]
+    for section in sections:
+        for start in range(0, len(section.rows), _LINES - 1):
+            part = Section(section.title, section.rows[start : start + _LINES - 1])
+            if sum(1 + len(each.rows) for each in [*pages[-1], part]) > _LINES:
+                pages.append([])
+            pages[-1].append(part)
+    return [page for page in pages if page]
 
 
 def _tex(entry: Entry) -> str:

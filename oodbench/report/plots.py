@@ -59,10 +59,11 @@ def histograms(path: Path, scores: Mapping[str, Any], *, xlabel: str = "bits/dim
         for i, (label, density) in enumerate(densities.items()):
             colour, dash = _line(i)
             missing, column = len(columns[label]) - len(finite[label]), finite[label]
-            beyond = np.mean((column < edges[0]) | (column > edges[-1]))
+            left, right = np.mean(column < edges[0]), np.mean(column > edges[-1])
             remarks = {
                 f"{missing:,} not finite": missing > 0,
-                f"{beyond:.0%} off the axis": beyond > 0.01,
+                f"{left:.0%} off the axis, left": left > 0.01,
+                f"{right:.0%} off the axis, right": right > 0.01,
                 "peak cut off": density.max() > 1.001 * top,
             }
             said = ", ".join(remark for remark, holds in remarks.items() if holds)

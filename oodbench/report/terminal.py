@@ -1,38 +1,61 @@
 """Plain aligned text for a terminal."""
 
+import shutil
+import textwrap
+
 from oodbench.report.grid import INVERSION, NONFINITE, Block, heading, notes
 from oodbench.report.sheet import Entry, Sheet, sheet
 
 __all__ = ["terminal"]
 
 
+_GAP = 2  # spaces between columns
+_ROOM = (160, 24)  # columns and lines, where the output is no terminal and COLUMNS is not set
+
+
 def terminal(shown: list[Block], metric: str, rows: str = "auto") -> str:
-    """The blocks as text, the notes once at the end."""
-    parts = [_block(sheet(block, rows), metric) for block in shown]
-    explained = notes(shown)
+    """The blocks as text no wider than the terminal, as far as that can be, and the notes once at the end."""
+    room = shutil.get_terminal_size(_ROOM).columns
+    parts = [_block(sheet(block, rows), metric, room) for block in shown]
+    explained = [textwrap.fill(note, room, subsequent_indent="  ", break_long_words=False) for note in notes(shown)]
     return "\n\n".join(parts) + "\n" + ("\n" + "\n".join(explained) + "\n" if explained else "")
 
 
-def _block(lines: Sheet, metric: str) -> str:
-    body = [[_text(entry) for entry in line] for line in lines.body]
-    # A score without a model stands in the first column, under its own headline.
-    controls = [[label, _text(cell)] for label, cell in lines.controls]
-    published = [[_text(entry) for entry in line] for line in lines.published]
-    everything = [*lines.head, *body, *published, *controls]
-    count = max(len(line) for line in everything)
-    widths = [max(len(line[i]) for line in everything if i < len(line)) for i in range(count)]
-    rule = "─" * (sum(widths) + 2 * (count - 1))
+def _block(lines: Sheet, metric: str, room: int) -> str:
+    """The columns that do not fit stand below, under a rule of their own."""
     pair, images = lines.headline
-    text = [f"{pair}   {heading(metric)}   {images}", rule]
-    text += _aligned(lines.head, widths) + [rule] * bool(lines.head) + _aligned(body, widths)
-    text += [rule] * bool(published) + _aligned(published, widths)
-    if controls:
-        text += [rule] * bool(body) + ["without a model"] + [rule] * (not body) + _aligned(controls, widths)
-    return "\n".join([*text, rule])
+    parts = lines.folded([width + _GAP for width in _widths(lines)], room + _GAP)
+    shown = [_part(part) for part in parts]
+    return "\n".join([f"{pair}   {heading(metric)}   {images}", *shown, shown[-1].partition("\n")[0]])
+
+
+def _part(lines: Sheet) -> str:
+    """With a rule above."""
+    widths = _widths(lines)
+    free = [[label, _text(cell)] for label, cell in lines.controls]
+    controls = _aligned(free, [widths[0], 0])
+    rule = "─" * max(sum(widths) + _GAP * (len(widths) - 1), *map(len, controls), 0)
+    text = [rule, *_aligned(lines.head, widths)] + [rule] * bool(lines.head) + _aligned(_texts(lines.body), widths)
+    text += [rule] * bool(lines.published) + _aligned(_texts(lines.published), widths)
+    if controls:  # a score without a model stands in the first column, under its own headline
+        text += [rule] * bool(lines.body) + ["without a model"] + [rule] * (not lines.body) + controls
+    return "\n".join(text)
+
+
+def _widths(lines: Sheet) -> list[int]:
+    """Characters of every column, the labels' first."""
+    everything = [*lines.head, *_texts(lines.body), *_texts(lines.published)]
+    labels = max(len(label) for label in [*(line[0] for line in everything), *(label for label, _ in lines.controls)])
+    return [labels, *(max(map(len, column)) for column in zip(*(line[1:] for line in everything), strict=True))]
+
+
+def _texts(lines: list[list[Entry]]) -> list[list[str]]:
+    return [[_text(entry) for entry in line] for line in lines]
 
 
 def _aligned(lines: list[list[str]], widths: list[int]) -> list[str]:
-    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=False)).rstrip() for line in lines]
+    gap = " " * _GAP
+    return [gap.join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
 def _text(entry: Entry) -> str:

@@ -57,15 +57,16 @@ def test_delong_interval_covers_the_truth(shift):
     assert 920 <= covered <= 980  # 95 % of 1,000 within four standard deviations
 
 
-def test_bootstrap_intervals_cover_the_truth():
+@pytest.mark.parametrize("shift", [-2.0, -0.5, 1.0])  # an inversion among them: AUROC 0.08, 0.36 and 0.76
+def test_bootstrap_intervals_cover_the_truth(shift):
     rng = np.random.default_rng(3)
     metrics = {"aupr_in": aupr_in, "aupr_out": aupr_out, "fpr95": fpr95}
-    many = Levels.of(rng.normal(0, 1, 400_000), rng.normal(1, 1, 400_000))
+    many = Levels.of(rng.normal(0, 1, 400_000), rng.normal(shift, 1, 400_000))
     truth = {name: float(metric(many)) for name, metric in metrics.items()}
     covered = dict.fromkeys(metrics, 0)
     for trial in range(200):
-        levels = Levels.of(rng.normal(0, 1, 200), rng.normal(1, 1, 200))
-        intervals = bootstrap_intervals(metrics, levels, seed=trial, n_resamples=200)
+        levels = Levels.of(rng.normal(0, 1, 200), rng.normal(shift, 1, 200))
+        intervals = bootstrap_intervals(metrics, levels, seed=trial, n_resamples=200, biased=("aupr_in", "aupr_out"))
         for name, (low, high) in intervals.items():
             covered[name] += low <= truth[name] <= high
     assert min(covered.values()) >= 174, covered  # 95 % of 200 less five standard deviations
@@ -103,6 +104,31 @@ def test_every_interval_holds_its_value_and_stays_in_the_unit_interval(score_in,
     for metric in evaluate_scores(score_in, score_out).values():
         assert 0.0 <= metric["low"] <= metric["value"] <= metric["high"] <= 1.0
         assert metric["low"] < metric["high"]
+
+
+def test_an_interval_that_misses_the_value_of_its_sample_is_widened():
+    def one_above_its_resamples(levels):
+        ends = levels.inside[..., 0] / levels.inside.sum(-1)
+        return np.where(
+            ends == 0.5, 0.9, ends / 2
+        )  # the sample itself, and the few resamples that are alike, stand apart
+
+    levels = Levels(np.array([500, 500]), np.array([500, 500]))
+    low, high = bootstrap_intervals({"odd": one_above_its_resamples}, levels)["odd"]
+    assert (low, high) == (pytest.approx(0.23, abs=0.01), 0.9)
+
+
+def test_what_a_resample_adds_once_more_is_taken_off_twice():
+    def lifted(levels):
+        return levels.inside.max(-1) / levels.inside.sum(-1)  # of four equal levels the largest is more than a quarter
+
+    levels = Levels(np.full(4, 100), np.full(4, 100))
+    plain, moved = (bootstrap_intervals({"up": lifted}, levels, biased=biased)["up"] for biased in ((), ("up",)))
+    rng = np.random.default_rng(0)
+    lift = (rng.multinomial(400, np.full(4, 0.25), 100_000).max(1) / 400).mean() - 0.25
+    assert plain[0] == 0.25  # widened down to the value
+    assert plain[1] - moved[1] == pytest.approx(2 * lift, abs=0.002)
+    assert moved[0] < 0.25 <= moved[1]
 
 
 @pytest.mark.parametrize(("n", "m"), [(100, 40), (40, 100)])

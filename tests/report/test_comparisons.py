@@ -70,6 +70,18 @@ def test_latex_balances_and_escapes():
     assert r"\textwidth" in text
 
 
+def test_latex_goes_on_in_another_float_where_a_page_ends():
+    rows = [test(side(f"a{i}", 0.5), side(f"b{i}", 0.5), 0.5, 0.5, out=f"o{i // 70}") for i in range(130)]
+    first, *others = comparison_table(rows, "latex").split(r"\begin{table}")[1:]
+    floats = [first, *others]
+    assert len(floats) == 4
+    assert all(one.count(r"\\" + "\n") <= 51 for one in floats)  # 9.5 pt each
+    assert [r"\label" in one for one in floats] == [True, False, False, False]
+    assert all(r"\addtocounter{table}{-1}" in one and "continued." in one for one in others)
+    assert all(sum(f" a{i} " in one.replace("glow", "") for one in floats) == 1 for i in range(130))
+    assert [[f"o{k}" in one for k in range(2)] for one in floats] == [[True, False]] * 2 + [[False, True]] * 2
+
+
 def test_a_manifold_between_two_models_is_told():
     manifold = side("typicality", 0.9, model="rectangular", likelihood="manifold")
     assert "is no ranking" in comparison_table([test(TYPICALITY, manifold, 0.5, 0.5)])

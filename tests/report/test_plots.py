@@ -57,13 +57,15 @@ def test_another_suffix_is_told_so(tmp_path, scores):
 
 def test_the_legend_says_what_the_picture_leaves_out(tmp_path, scores, drawn):
     scores["far"] = np.full(500, 1e4) + np.arange(500)
+    scores["near"] = -scores["far"]
     scores["holes"] = np.r_[scores["svhn"], np.nan, np.inf]
     scores["tower"] = np.full(500, 3.0)
     histograms(tmp_path / "a.png", scores)
     assert legend(drawn[0]) == [
         "cifar10 (in)",
         "svhn",
-        "far (100% off the axis)",
+        "far (100% off the axis, right)",
+        "near (100% off the axis, left)",
         "holes (2 not finite)",
         "tower (peak cut off)",
     ]

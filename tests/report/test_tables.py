@@ -326,8 +326,7 @@ def test_a_density_on_a_manifold_is_shown_without_bits_and_not_ranked(make_recor
 
 
 def tabulars(text):
-    """Of the only float: a list of (head, {label: cells}) a part."""
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count(r"\caption") == 1
+    """A list of (head, {label: cells}) a part."""
     parts = []
     for letters, body in re.findall(r"\\begin\{tabular\}\{(l+)\}(.*?)\\end\{tabular\}", text, flags=re.DOTALL):
         head, *rows = [line.removesuffix(r" \\").split(" & ") for line in body.splitlines() if " & " in line]
@@ -347,19 +346,93 @@ def test_latex_stacks_columns_that_would_not_fit_beside_one_another(make_record,
         make_record(value=value, **{"model": name, "detector": name} | {other: label})
         for (name, label), value in values.items()
     ]
-    parts = tabulars(table([*records, make_record("control", model="none")], "latex", rows=rows))
-    facts, scores = (parts[:1], parts[1:]) if rows == "models" else ([], parts)
-    assert len(scores) == -(-count // 5)
-    assert max(len(head) for head, _ in scores) - min(len(head) for head, _ in scores) <= 1
-    assert [name for head, _ in scores for name in head] == names  # each once, in order
-    assert all(head == ["log-likelihood", "bits/dim in / out"] for head, _ in facts)
-    for head, body in scores:
+    text = table([*records, make_record("control", model="none")], "latex", rows=rows)
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count(r"\caption") == 1
+    parts = tabulars(text)
+    assert len(parts) == {1: 1, 5: 1 + (rows == "models"), 6: 2, 11: 3}[count]
+    facts = ["log-likelihood", "bits/dim in / out"] if rows == "models" else []
+    assert [name for head, _ in parts for name in head] == [*facts, *names]  # each once, in order
+    for head, body in parts:
         assert [label for label in body if len(label) == 1] == ["a", "b", "c"]
         for label in "abc":
-            assert [float(cell.removeprefix(r"\textbf{")[:5]) for cell in body[label]] == [
-                values[name, label] for name in head
+            shown = [cell for cell, name in zip(body[label], head, strict=True) if name in names]
+            assert [float(cell.removeprefix(r"\textbf{")[:5]) for cell in shown] == [
+                values[name, label] for name in head if name in names
             ]
     assert ["control" in body for _, body in parts] == [False] * (len(parts) - 1) + [True]
+
+
+# Widths of Computer Modern at 7 pt, in pt, as its metrics have them (cmr7.tfm); of what the tables below are made of.
+CMR7 = {
+    2.263: ".,:[]il", 2.694: "- ", 3.124: "()rt", 3.167: "s", 2.479: "fj", 3.555: "cez", 3.770: "?",
+    3.985: "0123456789ao/*g", 4.200: "kqvxy", 4.416: "bdhnpuS", 5.707: "wT", 6.138: "+@=_O", 6.117: "K", 6.568: "m",
+    7.193: "M",
+}  # fmt: skip
+WIDTH = {character: width for width, characters in CMR7.items() for character in characters}
+
+
+def points(cell):
+    """How wide LaTeX sets a cell in \\scriptsize, with 5 pt type in \\tiny and raised marks."""
+    small = "".join(re.findall(r"\{\\tiny ([^}]*)\}", cell))
+    rest = re.sub(r"\{\\tiny [^}]*\}|\$\^\{[^$]*\}\$|\\textbf", "", cell).replace("\\_", "_")
+    regular = sum(WIDTH[character] for character in rest if character not in "{}\\")
+    bold = 1.16 if r"\textbf" in cell else 1
+    return regular * bold + 3.402 / 3.985 * sum(WIDTH[c] for c in small) + 3.84 * len(re.findall(r"\\dagger|\\S", cell))
+
+
+def many(make_record):
+    """More models and detectors, with longer facts, marks and subsets, than stand on one page."""
+    return [
+        make_record(
+            detector,
+            (7 * i + 11 * j) % 100 / 100,
+            model=f"model{i}@long_name+",
+            draws=64,
+            undertrained=i % 2 == 0,
+            **{"n_in": 1000, "n_out": 1000} if detector == "kl" and i == 3 else {},
+        )
+        for i in range(40)
+        for j, detector in enumerate(["likelihood", "kl", "lpath_mahalanobis", *(f"score_{k}" for k in range(12))])
+        if (i + j) % 3
+    ] + [make_record("total_variation", model="none")]
+
+
+@pytest.mark.parametrize("rows", ["models", "detectors"])
+def test_latex_fits_the_width_and_the_height_of_a_page(make_record, rows):
+    text = table(many(make_record), "latex", rows=rows)
+    for head, body in tabulars(text):
+        lines = [["", *head], *([label, *cells] for label, cells in body.items())]
+        columns = zip(*(line for line in lines if r"\multicolumn" not in line[-1]), strict=True)
+        wide = sum(max(map(points, column)) + 4 for column in columns)  # \tabcolsep on either side
+        assert wide <= 397  # 5.5 in
+        assert wide > 120  # and space is not wasted
+    floats = text.split(r"\begin{table}")[1:]
+    assert len(floats) > 1
+    for place, one in enumerate(floats):
+        caption = one[one.index(r"\caption") :].splitlines()[0]
+        lines = len(re.findall(r"\\\\$", one, flags=re.MULTILINE)) + len(re.findall(r"\\toprule", one))
+        assert 8 * lines + len(caption) / 397 * 5 * 12 < 650  # pt: lines of 8, a caption's of 12, on 9 in
+        assert one.count(r"\label") == (place == 0)
+        assert (r"\addtocounter{table}{-1}" in one, "continued" in caption) == (place > 0, place > 0)
+    cells = re.findall(r"(?:\d\.\d{3}\}? \{\\tiny)", text)
+    assert len(cells) == len(many(make_record))  # every number once
+
+
+@pytest.mark.parametrize("rows", ["models", "detectors"])
+@pytest.mark.parametrize("room", [80, 120, 200])
+def test_the_terminal_table_is_no_wider_than_the_terminal(make_record, monkeypatch, rows, room):
+    records = many(make_record)
+    monkeypatch.setenv("COLUMNS", "100000")
+    unfolded = table(records, rows=rows)
+    monkeypatch.setenv("COLUMNS", str(room))
+    text = table(records, rows=rows)
+    assert max(map(len, text.splitlines())) <= room
+    assert max(map(len, unfolded.splitlines())) > 200
+    found = [sorted(re.findall(r"\d\.\d{3} \[\S+ \S+\]†?", one)) for one in (text, unfolded)]
+    assert found[0] == found[1]
+    head = re.split(r"─\n(?= +)", text)
+    of_model = [re.findall(r"^model7@long_name\+ ", part, flags=re.MULTILINE) for part in head]
+    assert max(map(len, of_model)) == (rows == "models")  # a line a part, with its label
 
 
 FIGURES = [
