@@ -1,7 +1,7 @@
 """A device that is not the CPU, for machines without one: tensors with values that say that they lie elsewhere.
 
-A model that makes a tensor without saying where, keeps one that does not move with it, or goes through NumPy, works on a
-CPU and fails on a GPU. Here it fails as it would there: an operation that meets tensors of both places raises, except
+A model that makes a tensor without saying where, keeps one that does not move with it, or goes through NumPy works on
+a CPU and fails on a GPU. Here it fails as it would there: an operation that meets tensors of both places raises, except
 copies and CPU tensors of no dimension, which a GPU takes too.
 """
 
