@@ -17,7 +17,7 @@ SHAPE = (1, 4, 4)
 Work = Callable[[DensityModel, Tensor, Noise], dict[str, Tensor]]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluated(model: DensityModel, x: Tensor, noise: Noise) -> dict[str, Tensor]:
     with networks(torch.bfloat16, fold=True):
         return model.statistics(x, noise)
