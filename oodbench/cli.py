@@ -46,6 +46,11 @@ class _Commands(TyperGroup):
         except OodbenchError as error:
             tell(f"error: {error}")
             raise typer.Exit(2) from error
+        except OSError as error:
+            if error.filename is None:  # not of a file or folder, whose rights, name or disk are the user's
+                raise
+            tell(f"error: {error.strerror}: {error.filename}: mend it, or name another place.")
+            raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             tell("interrupted; run the same command again to continue")
             raise typer.Exit(130) from error

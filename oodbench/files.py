@@ -51,6 +51,8 @@ def write_atomically(path: Path) -> Iterator[IO[Any]]:
     """
     temporary: Path | None = None
     try:
+        if path.exists() and not path.is_file():  # a folder, or a device such as /dev/null, which would be replaced
+            raise OodbenchError(f"Could not write {path}: it is not a file, so name another place.")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         temporary = Path(name)

@@ -1,6 +1,7 @@
 """Finds, verifies and loads weights: safetensors files and one `index.json` a folder that says how they were made."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shlex
@@ -120,9 +121,16 @@ def load_model(
     )
 
 
-def has_weights(name: str, dataset: str, *, preset: str | None = None, seed: int | None = None) -> bool:
+def has_weights(
+    name: str,
+    dataset: str,
+    *,
+    preset: str | None = None,
+    seed: int | None = None,
+    weights: Path | str | None = None,
+) -> bool:
     """Whether `load_model` would find weights."""
-    return any(True for _ in _matching(name, dataset, "model", preset, seed, None))
+    return any(True for _ in _matching(name, dataset, "model", preset, seed, weights))
 
 
 def own_folder() -> Path:
@@ -187,13 +195,14 @@ def _load(file: Path, entry: dict[str, Any]) -> TrainedModel:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    if sha256(file) != entry["sha256"]:
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         raise OodbenchError(f"{file} differs from its index (by SHA-256): fetch or train it again.")
     build = MODELS.get(entry["model"])
     try:
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn only to be replaced
             module: DensityModel = build(tuple(entry["shape"]), **entry["recipe"]["config"])
-        module.load_state_dict(load(file.read_bytes()))
+        module.load_state_dict(load(content))
     except (RuntimeError, TypeError, SafetensorError) as error:
         raise OodbenchError(f"{file} does not fit this version's {entry['model']}: train it again.") from error
     return TrainedModel(module.eval(), entry["model"], entry["dataset"], entry["sha256"], entry)

@@ -43,8 +43,8 @@ def score_images(
     load_plugins(how.plugins)
     if output is not None:
         output = expanded(output)
-        if output.is_dir():
-            raise OodbenchError(f"{output} is a folder: name the CSV file to write.")
+        if output.exists() and not output.is_file():
+            raise OodbenchError(f"{output} is not a file: name the CSV file to write.")
         check_writable(output.parent)
     check_names([model], detector)
     choose_device(how.device)

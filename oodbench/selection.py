@@ -9,7 +9,7 @@ from typing import Any
 
 from oodbench.data import Images
 from oodbench.detector import EVERY_COLUMN, Detector
-from oodbench.errors import OodbenchError
+from oodbench.errors import ModelError, OodbenchError
 from oodbench.how import How
 from oodbench.messages import tell
 from oodbench.pretrained import TrainedModel, available_models, load_model
@@ -172,14 +172,12 @@ def _models(images: Images, models: Sequence[str] | None, how: How) -> list[Trai
 
 @contextmanager
 def _skipping(name: str) -> Iterator[None]:
-    """Names a plugin's model that is broken, on stderr, and lets the others live; an `OodbenchError` is raised."""
+    """Names a plugin's model that is broken, on stderr, and lets the others live; other `OodbenchError`s are raised."""
     try:
         yield
-    except OodbenchError:
-        raise
     except Exception as error:
         origin = MODELS.origin_of(name)
-        if origin == "oodbench":
+        if origin == "oodbench" or (isinstance(error, OodbenchError) and not isinstance(error, ModelError)):
             raise
         tell_skipped(f"the model {name!r} (from {origin})", error)
 

@@ -1,8 +1,9 @@
 """A device that is not the CPU, for machines without one: tensors with values that say that they lie elsewhere.
 
-A model that makes a tensor without saying where, keeps one that does not move with it, or goes through NumPy, works on a
-CPU and fails on a GPU. Here it fails as it would there: an operation that meets tensors of both places raises, except
-copies and CPU tensors of no dimension, which a GPU takes too.
+A model that makes a tensor without saying where, keeps one that does not move with it, or goes through NumPy works on
+a CPU and fails on a GPU. Here it fails as it would there: an operation that meets tensors of both places raises, except
+copies and CPU tensors of no dimension, which a GPU takes too. So does one on `torch.tensor(numbers, device=...)`, which
+no mode sees and which makes a GPU wait: `new_full` and `arange` do not.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Elsewhere", "elsewhere", "move"]
+__all__ = ["PLACE", "Elsewhere", "elsewhere", "move"]
 
 PLACE = torch.device("meta")  # no tensor of its own is ever made there
 _CPU = torch.device("cpu")
@@ -28,9 +29,10 @@ class Elsewhere(Tensor):
     @staticmethod
     def __new__(cls, here: Tensor) -> "Elsewhere":
         strides, offset = here.stride(), here.storage_offset()
-        made: Elsewhere = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, here.shape, strides=strides, storage_offset=offset, dtype=here.dtype, device=PLACE
-        )
+        with torch.inference_mode(False):  # a view of another tensor could not be made of an inference tensor
+            made: Elsewhere = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+                cls, here.shape, strides=strides, storage_offset=offset, dtype=here.dtype, device=PLACE
+            )
         made.here = here
         return made
 

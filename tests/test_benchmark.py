@@ -292,7 +292,7 @@ def test_a_single_name_and_a_text_stand_for_a_list_and_a_path(
     for wrong in (Path("glyphs8"), ["glyphs8"]):
         with pytest.raises(OodbenchError, match="does not name a data set"):
             score_images(wrong, "glow", "digits", **common)
-    with pytest.raises(OodbenchError, match="is a folder"):
+    with pytest.raises(OodbenchError, match="is not a file"):
         score_images("glyphs8", "glow", "digits", output=tmp_path, **common)
 
 
@@ -333,6 +333,8 @@ def test_the_error_of_bfloat16_is_measured_and_recorded(run) -> None:
         ({"detectors": "likelyhood"}, "likelihood"),
         ({"in_": None}, "--in"),
         ({"out": "digits"}, "against itself"),
+        ({"in_": "cifr10", "out": None}, r"name data sets with --out, or did you mean cifar10\?"),
+        ({"in_": "stl10", "out": None}, r"against 'stl10': name data sets with --out\.$"),
         ({"limit": 0}, "at least 1"),
         ({"limit": "9"}, "at least 1"),
         ({"seed": -1}, "seed"),

@@ -264,6 +264,13 @@ def test_an_oodbench_error_is_one_sentence_and_exit_code_2(calls: list[Any], mon
     assert result.stderr == "error: Unknown data set 'svnh': did you mean svhn?\n"
 
 
+def test_a_file_that_the_system_refuses_is_one_sentence_and_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = stopped_by(monkeypatch, PermissionError(13, "Permission denied", "/locked/in"))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: Permission denied: /locked/in: mend it, or name another place.\n"
+    assert isinstance(stopped_by(monkeypatch, OSError("not of a file")).exception, OSError)
+
+
 def test_an_interrupt_says_how_to_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     result = stopped_by(monkeypatch, KeyboardInterrupt())
     assert (result.exit_code, result.stdout) == (130, "")

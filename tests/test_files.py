@@ -1,5 +1,6 @@
 """Places that cannot be read or written are told in one sentence."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ def test_a_place_that_is_no_folder_is_told_before_and_while_writing(tmp_path: Pa
         with pytest.raises(OodbenchError, match="Could not write"), write_atomically(wrong) as file:
             file.write(b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OodbenchError, match="it is not a file"), write_atomically(tmp_path / "pipe") as file:
+        file.write(b"x")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_cache_that_is_a_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,10 @@ from oodbench.errors import OodbenchError
 
 __all__ = ["LAYOUT", "read_npz"]
 
+_BROKEN = (
+    OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
 LAYOUT = "`images` uint8 (N, H, W) or (N, H, W, 3), optional int64 `labels` and `index` (N,)"
 
 
@@ -23,7 +27,7 @@ def read_npz(path: Path) -> RawImages:
             if isinstance(archive, np.ndarray):
                 raise OodbenchError(f"{path} is a single array: save it with np.savez as {LAYOUT}.")
             arrays = {name: archive[name] for name in ("images", "labels", "index") if name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+    except _BROKEN as error:
         raise OodbenchError(f"Cannot read {path} ({_short(error)}): write it again as {LAYOUT}.") from error
     if "images" not in arrays:
         raise OodbenchError(f"{path} has no array `images`: it needs {LAYOUT}.")

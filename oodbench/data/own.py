@@ -22,6 +22,7 @@ __all__ = ["is_own", "prepared_own", "stamp_of"]
 
 _GREY = {"1", "L", "LA", "La"}
 _DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}  # Pillow would clip these to 255
+_DEEP_TILES = (";16B", ";16L", ";16N")  # and of these drop the lower half: 16 bits a channel in the file, 8 in the mode
 
 
 def is_own(name: str) -> bool:
@@ -108,8 +109,9 @@ def _read(file: Path) -> Image.Image:
     """An upright image of mode L or RGB."""
     try:
         with Image.open(file) as opened:
-            if opened.mode in _DEEP:
-                raise OodbenchError(f"{file} has more than 8 bits a pixel: convert it to 8 bits first.")
+            tiles = str(getattr(opened, "tile", ""))
+            if opened.mode in _DEEP or any(deep in tiles for deep in _DEEP_TILES):
+                raise OodbenchError(f"{file} has more than 8 bits a channel: convert it to 8 bits first.")
             upright = ImageOps.exif_transpose(opened)
             return upright.convert("L" if opened.mode in _GREY else "RGB")
     except OodbenchError:

@@ -130,7 +130,7 @@ def _registered(name: str, part: str) -> Prepared:
     if DATASETS.origin_of(name) == "oodbench":
         return prepared(f"embedded:{name}", part, {"embedded": embedded.VERSION}, build, name)
     try:
-        raw = build()
+        raw = build().checked(name)
     except OodbenchError:
         raise
     except Exception as error:
@@ -138,7 +138,6 @@ def _registered(name: str, part: str) -> Prepared:
             f"The data set {name!r} of {DATASETS.origin_of(name)} failed ({type(error).__name__}: {error}): mend it."
         ) from error
     # Nobody else can say whether a plugin would give the same images again, so its content is the stamp.
-    raw = raw.checked(name)
     parts = [part for part in (raw.index, raw.labels, raw.held_out) if part is not None]
     stamp = {"content": fingerprint(raw.pixels, np.concatenate(parts))}
     return prepared(f"plugin:{name}", part, stamp, lambda: raw, name)

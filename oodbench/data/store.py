@@ -44,7 +44,10 @@ class RawImages:
         index = np.arange(n) if self.index is None else _integers(self.index, n, f"the index of {what}")
         if index.min() < 0 or index.max() >= 2**32:
             raise OodbenchError(f"The index of {what} must lie between 0 and 2^32 - 1.")
-        return RawImages(np.ascontiguousarray(pixels), labels, index, self.held_out, self.names)
+        held_out = None if self.held_out is None else np.asarray(self.held_out, bool)
+        if held_out is not None and held_out.shape != (n,):
+            raise OodbenchError(f"What is held out of {what} must be told by {n} booleans, not {held_out.shape}.")
+        return RawImages(np.ascontiguousarray(pixels), labels, index, held_out, self.names)
 
 
 def _integers(values: np.ndarray, n: int, what: str) -> np.ndarray:

@@ -129,7 +129,10 @@ def _read_chunk(path: Path) -> Chunk | None:
         return Chunk(arrays["rows"], arrays["seconds"], columns)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, SafetensorError):
+    except OSError as error:  # it may be whole: it stays
+        tell(f"oodbench: cannot read the cached columns in {path} ({error.strerror}); they are computed again.")
+        return None
+    except (ValueError, KeyError, SafetensorError):
         tell(f"oodbench: cached columns in {path} are damaged; they are dropped and computed again.")
         with suppress(OSError):
             path.unlink(missing_ok=True)

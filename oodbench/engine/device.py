@@ -110,11 +110,19 @@ class Stopwatch:
 
 @contextmanager
 def true_float32(device: torch.device) -> Iterator[None]:
-    """Inside, float32 convolutions on a GPU are float32: by default cuDNN rounds their inputs to 10 bits (TF32)."""
+    """Inside, float32 is float32 on a GPU.
+
+    Else cuDNN by default, and matrix products in NVIDIA's containers, round their inputs to 10 bits (TF32).
+    """
     if device.type == "cuda":
-        # Batches have one shape, so that searching for the fastest algorithm once is worth it.
-        with torch.cuda.device(device), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-            yield
+        products = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            # Batches have one shape, so that searching for the fastest algorithm once is worth it.
+            with torch.cuda.device(device), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(products)
     else:
         yield
 

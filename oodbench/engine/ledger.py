@@ -54,7 +54,9 @@ class Ledger:
     def _upload(self, array: np.ndarray) -> Tensor:
         """The array on the device; a GPU copies from pinned memory while it computes."""
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
 
     def add(self, positions: np.ndarray, outputs: dict[str, Tensor]) -> None:
         """Takes the columns of the images at these positions (of the N)."""

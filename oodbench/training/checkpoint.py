@@ -45,6 +45,8 @@ def load_checkpoint(
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         if metadata.get("sha256") != _checksum(tensors, metadata.get("progress", "")):
             raise ValueError("its checksum does not fit")
+        if _shapes(tensors, "module.") != _shapes(module.state_dict()):
+            raise ValueError("it is of another version of the model")
     except FileNotFoundError:
         return None
     except (SafetensorError, ValueError, OSError) as error:
@@ -60,6 +62,10 @@ def load_checkpoint(
         states.setdefault(int(number), {})[name] = tensor
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress
+
+
+def _shapes(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, tuple[int, ...]]:
+    return {key.removeprefix(prefix): tuple(value.shape) for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from oodbench.data import Adaptation, Images, adaptation, in_domain, load
-from oodbench.engine.device import choose_device, keep_freed_memory
-from oodbench.errors import OodbenchError
+from oodbench.engine.device import choose_device, is_out_of_memory, keep_freed_memory
+from oodbench.errors import ModelError, OodbenchError
 from oodbench.files import cache_dir, check_writable
 from oodbench.messages import tell
 from oodbench.models.base import DensityModel, bits_per_dim, has_bits
@@ -63,29 +65,34 @@ def train(
     recipe = recipe or load_recipe(model, dataset, preset, background)
     train_images, validation = load(dataset, "train", data_root), load(dataset, "validation", data_root)
     domain = in_domain(train_images)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _blaming(model):
         torch.manual_seed(seed)
         module: DensityModel = build(domain.shape, **recipe.config)
     identity = {
         "model": model, "recipe": recipe.as_dict(), "data": train_images.fingerprint, "seed": seed, "version": 1,
     }  # fmt: skip
+    if (
+        code := MODELS.version_of(model)
+    ) is not None:  # a plugin's file: what another state of it began is not continued
+        identity["plugin"] = code
     if isinstance(module, WeightPosterior):
         identity["starts"] = starts = _starts(
             module, dataset, preset, seed, data_root=data_root, device=device, pretrained=pretrained, progress=progress
         )
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    run = _Run(
-        module.to(choose_device(device)),
-        recipe,
-        seed,
-        train_images,
-        validation,
-        adaptation(train_images, domain),
-        cache_dir() / "checkpoints" / f"{key[:32]}.safetensors",
-        f"{model}{' background' if background else ''} on {dataset}",
-        progress,
-    )
-    averaged, state = run.finish()
+    with _blaming(model):
+        run = _Run(
+            module.to(choose_device(device)),
+            recipe,
+            seed,
+            train_images,
+            validation,
+            adaptation(train_images, domain),
+            cache_dir() / "checkpoints" / f"{key[:32]}.safetensors",
+            f"{model}{' background' if background else ''} on {dataset}",
+            progress,
+        )
+        averaged, state = run.finish()
     entry = {
         "dataset": dataset,
         "model": model,
@@ -110,15 +117,39 @@ def train(
     return trained
 
 
-def _starts(module: WeightPosterior, dataset: str, preset: str, seed: int, **how: Any) -> list[str]:
+@contextmanager
+def _blaming(model: str) -> Iterator[None]:
+    """Tells of too little memory and of a plugin's model that failed in a sentence; bugs of our own are raised."""
+    try:
+        yield
+    except OodbenchError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OodbenchError(
+                f"Out of memory in training {model}: use another device or a smaller preset, and run again to continue."
+            ) from error
+        origin = MODELS.origin_of(model)
+        if origin == "oodbench":
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(f"The model {model!r} of {origin} failed in training ({what}): mend it.") from error
+
+
+def _starts(
+    module: WeightPosterior, dataset: str, preset: str, seed: int, *, pretrained: Path, **how: Any
+) -> list[str]:
     """Gives a posterior the weights that it begins at, trained now if they are missing; their SHA-256."""
     hashes = []
     for each in module.seeds(seed):
         wanted: dict[str, Any] = {"preset": preset, "seed": each}
-        if has_weights(module.model, dataset, **wanted):
-            trained = load_model(module.model, dataset, **wanted)
+        here = [pretrained] if (pretrained / "index.json").is_file() else []
+        for place in (*here, None):  # None: the usual ones
+            if has_weights(module.model, dataset, weights=place, **wanted):
+                trained = load_model(module.model, dataset, weights=place, **wanted)
+                break
         else:
-            trained = train(module.model, dataset, **wanted, **how)
+            trained = train(module.model, dataset, pretrained=pretrained, **wanted, **how)
         module.start(trained)
         hashes.append(trained.weights)
     return hashes

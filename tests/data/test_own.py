@@ -1,6 +1,8 @@
 import io
 import os
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -112,6 +114,19 @@ def spoil_deep(x):
     x.mkdir(parents=True), Image.fromarray(np.full((4, 4), 9999, np.uint16)).save(x / "b.png")
 
 
+def spoil_deep_colours(x):
+    """A PNG of 16 bits a channel, which Pillow reads but does not write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + bytes(range(24)) for _ in range(4)))
+    x.mkdir(parents=True)
+    chunks = [chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b"")]
+    (x / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
@@ -119,6 +134,7 @@ def spoil_deep(x):
         (spoil_text, r"Cannot read .*b\.txt"),
         (spoil_cut, r"Cannot read .*b\.png"),
         (spoil_deep, r"b\.png has more than 8 bits"),
+        (spoil_deep_colours, r"b\.png has more than 8 bits"),
         (lambda x: x.mkdir(), "holds no images"),
         (lambda x: None, "There is no"),
         (lambda x: x.write_text(""), "not a folder"),

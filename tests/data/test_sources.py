@@ -89,7 +89,7 @@ def test_a_plugins_images_are_prepared_and_fingerprinted_by_content(plugin):
     assert load("stripes", "train").labels.min() >= 5
 
 
-@pytest.mark.parametrize("result", [np.zeros((3, 1, 4, 4)), np.zeros((3, 4, 4), np.uint8), "nonsense"])
+@pytest.mark.parametrize("result", [np.zeros((3, 1, 4, 4)), np.zeros((3, 4, 4), np.uint8), "nonsense", [[1], [1, 2]]])
 def test_a_plugin_that_gives_no_images_is_said_so(plugin, result):
     plugin["pixels"] = result
     with pytest.raises(OodbenchError, match="stripes"):

@@ -115,6 +115,7 @@ def test_a_run_killed_while_writing_leaves_nothing_that_is_believed(cache, monke
         (RawImages(PIXELS, np.zeros(50)), "labels"),
         (RawImages(PIXELS, None, np.arange(49)), "index"),
         (RawImages(PIXELS, None, np.arange(50) - 1), "index"),
+        (RawImages(PIXELS, held_out=np.zeros(49, bool)), "held out"),
     ],
 )
 def test_what_is_not_images_is_refused(raw, complaint):

@@ -40,7 +40,8 @@ class Factorised(DensityModel):
         time.sleep(self.pause)
         each = noise.expand(0, self.draws)
         y = x.repeat_interleave(self.draws, 0) + each.uniform(self.shape, "dequantise")
-        log_p = torch.distributions.Normal(self.mean, 40.0).log_prob(y).flatten(1).sum(1).reshape(len(x), self.draws)
+        density = torch.distributions.Normal(self.mean, torch.full_like(self.mean, 40.0))
+        log_p = density.log_prob(y).flatten(1).sum(1).reshape(len(x), self.draws)
         return {"log_px": log_p.logsumexp(1) - np.log(self.draws), "log_px_draws": log_p}
 
 

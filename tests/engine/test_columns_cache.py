@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +81,21 @@ def test_a_chunk_under_a_wrong_name_or_that_is_no_chunk_is_dropped(tmp_path):
     (entry.folder / f"{'1' * 64}.safetensors").write_bytes(b"\x80\x04K\x01.")  # a pickle
     assert entry.read() is None
     assert files(tmp_path) == []
+
+
+def test_a_chunk_that_cannot_be_read_now_is_computed_again_and_stays(tmp_path, monkeypatch, capsys):
+    run(some_images(), tmp_path)
+    (path,) = files(tmp_path)
+
+    def denied(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "read_bytes", denied)
+        assert run(some_images(), tmp_path).computed == 150
+    assert f"cannot read the cached columns in {path} (Permission denied)" in capsys.readouterr().err
+    assert path in files(tmp_path)
+    assert run(some_images(), tmp_path).computed == 0
 
 
 def test_a_finished_run_leaves_one_chunk_with_everything(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from elsewhere import PLACE, elsewhere
 from factorised import SHAPE, Factorised, Trained, identity, run, some_images
 
 from oodbench.data import Domain, adaptation
@@ -388,6 +389,22 @@ def test_no_statistics_are_no_columns(tmp_path):
     assert list(result.columns) == []
     assert result.columns.dimensions == np.prod(SHAPE)
     assert result.seconds_per_image is None
+
+
+def test_images_and_noise_go_where_the_model_is_and_those_without_a_model_stay(
+    tmp_path, reference, add_statistic, monkeypatch
+):
+    def brightness(model, x, noise):
+        assert x.device.type == noise.index.device.type == "cpu"
+        return x.double().mean((1, 2, 3))
+
+    add_statistic("brightness", brightness, needs_model=False)
+    monkeypatch.setattr(loop, "choose_device", lambda name: PLACE)
+    with elsewhere():
+        model = Trained()
+        result = run(some_images(), tmp_path, model, (*NAMES, "brightness"), batch_size=64)
+    assert model.module.device == PLACE
+    same(result, reference)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

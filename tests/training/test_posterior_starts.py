@@ -10,8 +10,19 @@ from oodbench.models.noise import Noise
 from oodbench.pretrained import load_model
 from oodbench.registry import MODELS
 from oodbench.training import Recipe, train
+from oodbench.training import trainer as room
 
 CONFIG = {"latents": 4, "hidden": 16, "mixtures": 1, "draws": 4}  # the tiny preset's
+
+
+def test_starts_in_the_folder_of_the_weights_are_not_trained_again(tmp_path, monkeypatch):
+    recipe = Recipe(0, 16, 1e-3, config={"config": CONFIG, "members": 2})
+    trainings = []
+    save = room.save_model
+    monkeypatch.setattr(room, "save_model", lambda *rest: trainings.append(rest[1]["model"]) or save(*rest))
+    for _ in range(2):
+        train("ensemble(vae)", "digits", preset="tiny", recipe=recipe, pretrained=tmp_path, progress=False)
+    assert trainings == ["vae", "vae", "ensemble(vae)", "ensemble(vae)"]
 
 
 def test_an_ensembles_members_are_the_trainings_of_its_seeds(tmp_path, monkeypatch):

@@ -13,8 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 import oodbench
+from oodbench.registry import MODELS
 from oodbench.training import Recipe, train
 from oodbench.training import trainer as room
+from oodbench.training.checkpoint import _checksum
 from oodbench.training.recipe import load_recipe
 
 STEPS = 12
@@ -156,7 +158,16 @@ def drop_metadata(path: Path) -> None:
     path.write_bytes(save(load_file(path)))
 
 
-@pytest.mark.parametrize("damage", [cut, flip_a_bit, change_the_step, drop_metadata])
+def name_a_weight_otherwise(path: Path) -> None:
+    """A whole checkpoint, but of a version of the model that had other parameters."""
+    with safe_open(path, framework="pt") as file:
+        progress = file.metadata()["progress"]
+    tensors = load_file(path)
+    tensors["module.of.old"] = tensors.pop(next(key for key in tensors if key.startswith("module.")))
+    path.write_bytes(save(tensors, {"progress": progress, "sha256": _checksum(tensors, progress)}))
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, change_the_step, drop_metadata, name_a_weight_otherwise])
 def test_a_damaged_checkpoint_is_told_and_the_run_starts_anew(
     damage, tmp_path, cache, checkpoint_every_step, monkeypatch, capsys
 ):
@@ -176,6 +187,8 @@ def test_a_checkpoint_is_continued_by_its_own_run_only(tmp_path, cache, checkpoi
     changed = Recipe(**(RECIPES["vae"].as_dict() | {"learning_rate": 2e-3}))
     train("vae", "digits", recipe=changed, pretrained=tmp_path, progress=False)
     train("vae", "digits", recipe=RECIPES["vae"], seed=1, pretrained=tmp_path, progress=False)
+    monkeypatch.setattr(MODELS, "version_of", lambda name: "of a plugin's file")
+    run("vae", tmp_path)
     assert "continuing" not in capsys.readouterr().err
     assert len(list((cache / "checkpoints").iterdir())) == 1
 

@@ -11,10 +11,11 @@ import torch
 from toys import Slope, adamw, forget, recipe
 
 from oodbench.data import load
-from oodbench.errors import OodbenchError
+from oodbench.errors import ModelError, OodbenchError
 from oodbench.files import sha256
 from oodbench.models.base import Likelihood
 from oodbench.pretrained import load_model
+from oodbench.registry import MODELS
 from oodbench.training import load_recipe, train
 from oodbench.training import trainer as room
 
@@ -211,6 +212,28 @@ def test_a_loss_that_is_no_number_stops_training_in_one_sentence(value, cache: P
     assert str(caught.value).startswith(message)
     assert "lower learning_rate" in str(caught.value)
     assert not (cache / "pretrained").exists()
+
+
+def test_too_little_memory_is_told_in_one_sentence(monkeypatch):
+    def loss(self, x, noise):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(Slope, "loss", loss)
+    with pytest.raises(OodbenchError, match=r"^Out of memory in training slope: use another device .*\.$"):
+        run(steps=20)
+
+
+def test_a_plugins_model_that_fails_is_told_in_one_sentence_and_a_bug_of_our_own_is_not_hidden(monkeypatch):
+    def loss(self, x, noise):
+        raise KeyError("x")
+
+    monkeypatch.setattr(Slope, "loss", loss)
+    with pytest.raises(KeyError):
+        run(steps=20)
+    monkeypatch.setattr(MODELS, "origin_of", lambda name: "mine.py")
+    told = r"^The model 'slope' of mine\.py failed in training \(KeyError: 'x'\): mend it\.$"
+    with pytest.raises(ModelError, match=told):
+        run(steps=20)
 
 
 def test_too_few_images_are_told_in_one_sentence():

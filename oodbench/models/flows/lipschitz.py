@@ -30,7 +30,8 @@ def spectral_bound(weight: Tensor, places: tuple[int, int]) -> Tensor:
     frequencies = torch.cartesian_prod(rows.to(weight.dtype) / height, columns.to(weight.dtype) / width)
     with torch.no_grad():  # only the worst frequency decides, and only it is differentiated
         worst = _log_gram_bound(_gram(_blocks(weight, frequencies))).argmax()
-    return (_log_gram_bound(_gram(_blocks(weight, frequencies[worst][None])))[0] / 2).exp()
+    chosen = frequencies.index_select(0, worst.reshape(1))  # an index in brackets would make a GPU wait for it
+    return (_log_gram_bound(_gram(_blocks(weight, chosen)))[0] / 2).exp()
 
 
 def _blocks(weight: Tensor, frequencies: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class HamiltonianDynamics(torch.optim.Optimizer):
                 state = self.state[p]
                 if not state:
                     state["velocity"], state["step"] = torch.zeros_like(p), torch.zeros((), dtype=torch.int64)
-                key = (self.seed * 1_000_003 + int(state["step"])) * 10_007 + number
+                key = (self.seed * 1_000_003 + int(state["step"])) * 10_007 + number & 2**63 - 1
                 generator = torch.Generator(p.device).manual_seed(key)
                 noise = torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
                 force = self.scale * p.grad + p / self.prior_std**2
