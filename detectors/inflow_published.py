@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oodbench.detector import Columns, Detector
+from oodbench.errors import OodbenchError
 from oodbench.registry import register
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class InFlowPublished(Detector):
     def fit(self, validation: Columns) -> None:
         """Keeps the encodings of at most 5,000 images and the median of their distances."""
         encodings = validation["attention_encoding"].astype(np.float64)
+        encodings = encodings[np.isfinite(encodings).all(1)]
+        if len(encodings) < 2:
+            raise OodbenchError(
+                f"inflow_published needs 2 validation images and there are {len(encodings)}: take more."
+            )
         count = min(REFERENCES, len(encodings))
         self.references = encodings[np.arange(count) * len(encodings) // count]
         some = self.references[:: -(-count // 1000)]

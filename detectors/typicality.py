@@ -3,6 +3,7 @@
 import numpy as np
 
 from oodbench.detector import Columns, Detector
+from oodbench.errors import OodbenchError
 from oodbench.registry import register
 
 __all__ = ["Typicality"]
@@ -23,8 +24,12 @@ class Typicality(Detector):
     group_sizes = (1, 2, 10, 25)
 
     def fit(self, validation: Columns) -> None:
-        """Estimates the entropy H, in nats."""
-        self.entropy = float(np.mean(-validation["log_px"].astype(np.float64)))
+        """Estimates the entropy H, in nats, on the images to which the model gives a number."""
+        log_px = validation["log_px"].astype(np.float64)
+        log_px = log_px[np.isfinite(log_px)]
+        if not len(log_px):
+            raise OodbenchError("typicality needs a validation image with a finite likelihood, and there is none.")
+        self.entropy = -float(log_px.mean())
 
     def score(self, columns: Columns) -> np.ndarray:
         """(N / group_size,) nats."""

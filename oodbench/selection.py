@@ -130,9 +130,12 @@ def contenders(
     if missing and must_apply:
         needs = ", ".join(_detector(missing[0]).needs)
         seed = f" --seed {how.training_seed}" if how.training_seed else ""
+        train = (
+            f"A background model is trained by `oodbench train --model MODEL --in {images.name} --background{seed}`."
+        )
         raise OodbenchError(
             f"The detector {missing[0]!r} applies to no model here: it needs {needs}. "
-            f"(A background model is trained by `oodbench train --model MODEL --in {images.name} --background{seed}`.)"
+            + (train if BACKGROUND in needs else f"The models were {', '.join(m.name for m in trained) or 'none'}.")
         )
     found = [contender for contender in found if contender.detectors]
     return found + ([Contender(None, None, controls)] if controls else [])

@@ -44,7 +44,8 @@ def delong_interval(levels: Levels, confidence: float = 0.95) -> tuple[float, fl
     """(low, high) of the AUROC: DeLong's normal interval on the logit scale, so that it stays inside (0, 1).
 
     At an AUROC of 0 or 1, or where the variance vanishes (constant scores) or is unknown (a single image), that
-    interval has no width; `unseen_interval` with min(n, m) images takes its place.
+    interval has no width; `unseen_interval` with min(n, m) images takes its place. Close to them it is too narrow: at
+    0.999 it held the truth in 92 % of samples of 1,000 and 1,000 normal scores, in 88 % of 997 and 126.
     """
     area, variance = auroc(levels), delong_variance(levels)
     if area in (0.0, 1.0) or not variance > 0:

@@ -43,16 +43,17 @@ def _lines(rows: Sequence[dict[str, Any]]) -> Lines:
     for row in rows:
         title = f"{row['in']} → {row['out']}, {row['n_in']:,} / {row['n_out']:,} images"
         sections.setdefault(title, Section(title, [])).rows.append(_row(row))
-    head = ["A", "AUROC", "B", "AUROC", "A less B [95 % interval]", "p", "p (Holm)"]
+    head = ["A", "B", "AUROC of A", "of B", "A less B [95 % interval]", "p", "p (Holm)"]
     title = "Paired tests of AUROC on the same images"
-    return Lines(title, head, list(sections.values()), _notes(rows))
+    return Lines(title, head, list(sections.values()), _notes(rows), labels=2)
 
 
 def _row(row: dict[str, Any]) -> list[str | Number | None]:
     found = row["difference"]
     interval = f"[{_signed(found['low'])}, {_signed(found['high'])}]"
     return [
-        *(entry for key in ("a", "b") for entry in (_label(row[key]), _area(row[key]))),
+        *(_label(row[key]) for key in ("a", "b")),
+        *(_area(row[key]) for key in ("a", "b")),
         Number(f"{found['value']:+.3f}", interval, BOUNDED * row["bounded"]),
         _p(row["p"], row["p"] <= SMALLEST_P),
         Number(_p(row["p_holm"], row["p"] <= SMALLEST_P), marks=SIGNIFICANT * (row["p_holm"] < LEVEL)),

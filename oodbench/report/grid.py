@@ -122,8 +122,8 @@ def notes(shown: Sequence[Block], bold: bool = False) -> list[str]:
     trained = sorted({seed for block in shown for c in block.columns if len(c.training_seeds) > 1
                       for seed in c.training_seeds})  # fmt: skip
     sentences = {
-        "Bold: the best single-image score in a model's column, controls included.": bold,
-        "A density on a manifold has no bits/dim and is not ranked: no score in its column is bold.": any(
+        "Bold: a model's best single-image score, controls included.": bold,
+        "A density on a manifold has no bits/dim and is not ranked: no score of it is bold.": any(
             column.likelihood.startswith("manifold") for block in shown for column in block.columns
         ),
         "Of binarised images there are no bits/dim of bytes: a model of them is not ranked, no score is bold.": any(

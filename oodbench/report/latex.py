@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from oodbench.report.grid import INVERSION, NONFINITE, UNDERTRAINED, Block, heading, notes
 from oodbench.report.sheet import Entry, Sheet, sheet
@@ -41,8 +42,21 @@ def latex(shown: list[Block], metric: str, rows: str = "auto") -> str:
     below, with the same rows, and on further floats what is longer than a page.
     """
     return "\n".join(
-        ["% Needs \\usepackage{booktabs}.", *(_block(block, sheet(block, rows), metric) for block in shown)]
+        [
+            "% Needs \\usepackage{booktabs}.",
+            *(_block(block, sheet(block, rows), metric) for block in map(_alone, shown)),
+        ]
     )
+
+
+def _alone(block: Block) -> Block:
+    """With the sources of published figures numbered from 1, as its caption names no others."""
+    sources = sorted({number for found in block.published.values() for _, number in found})
+    published = {
+        label: [(figure, 1 + sources.index(number)) for figure, number in found]
+        for label, found in block.published.items()
+    }
+    return replace(block, published=published)
 
 
 def _block(block: Block, sheet: Sheet, metric: str) -> str:

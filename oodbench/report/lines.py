@@ -1,13 +1,16 @@
 """A plain table of texts and numbers in sections, in every readable format."""
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from oodbench.report import latex, markdown
+from oodbench.report import latex, markdown, terminal
+from oodbench.report.sheet import folds
 
 __all__ = ["LAYOUTS", "Entry", "Lines", "Number", "Section"]
 
+_GAP = 2  # spaces between columns
 _LINES = 50  # of LaTeX's \footnotesize, 9.5 pt each, on a page of 9 in beside a long caption
 
 
@@ -41,21 +44,33 @@ class Lines:
     sections: list[Section]
     notes: list[str] = field(default_factory=list)
     bold: str = ""  # what bold numbers are, for formats that have them
+    labels: int = 1  # how many columns say what a row is
 
 
 def _terminal(lines: Lines) -> str:
+    """No wider than the terminal, as far as that can be: the columns that do not fit stand below with all labels."""
     rows = [[_plain(entry) for entry in row] for section in lines.sections for row in section.rows]
-    widths = [max(len(row[i]) for row in [lines.head, *rows]) for i in range(len(lines.head))]
+    widths = [max(len(row[i]) for row in [lines.head, *rows]) + _GAP for i in range(len(lines.head))]
+    labels, room = range(lines.labels), shutil.get_terminal_size(terminal.ROOM).columns
+    parts = folds([sum(widths[i] for i in labels), *widths[lines.labels :]], room + _GAP)
+    shown = [_part(lines, [*labels, *(lines.labels - 1 + i for i in part)], widths) for part in parts]
+    notes = [terminal.wrapped(note, room) for note in lines.notes]
+    rule = shown[-1].partition("\n")[0]
+    return "\n".join([lines.title, *shown, rule, *([""] if notes else []), *notes]) + "\n"
+
+
+def _part(lines: Lines, columns: Sequence[int], widths: Sequence[int]) -> str:
+    """With a rule above."""
     titles = [section.title for section in lines.sections]
-    rule = "─" * max(sum(widths) + 2 * (len(widths) - 1), *map(len, titles))
+    rule = "─" * max(sum(widths[i] for i in columns) - _GAP, *map(len, titles))
 
-    def aligned(row: Sequence[str]) -> str:
-        return "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+    def aligned(row: Sequence[Entry]) -> str:
+        return "".join(_plain(row[i]).ljust(widths[i]) for i in columns).rstrip()
 
-    text = [lines.title, rule, aligned(lines.head)]
+    text = [rule, aligned(lines.head)]
     for section in lines.sections:
-        text += [rule, section.title, *(aligned([_plain(entry) for entry in row]) for row in section.rows)]
-    return "\n".join([*text, rule, *([""] if lines.notes else []), *lines.notes]) + "\n"
+        text += [rule, section.title, *map(aligned, section.rows)]
+    return "\n".join(text)
 
 
 def _plain(entry: Entry) -> str:

@@ -6,19 +6,24 @@ import textwrap
 from oodbench.report.grid import INVERSION, NONFINITE, Block, heading, notes
 from oodbench.report.sheet import Entry, Sheet, sheet
 
-__all__ = ["terminal"]
+__all__ = ["ROOM", "terminal", "wrapped"]
 
 
 _GAP = 2  # spaces between columns
-_ROOM = (160, 24)  # columns and lines, where the output is no terminal and COLUMNS is not set
+ROOM = (160, 24)  # columns and lines, where the output is no terminal and COLUMNS is not set
 
 
 def terminal(shown: list[Block], metric: str, rows: str = "auto") -> str:
     """The blocks as text no wider than the terminal, as far as that can be, and the notes once at the end."""
-    room = shutil.get_terminal_size(_ROOM).columns
+    room = shutil.get_terminal_size(ROOM).columns
     parts = [_block(sheet(block, rows), metric, room) for block in shown]
-    explained = [textwrap.fill(note, room, subsequent_indent="  ", break_long_words=False) for note in notes(shown)]
+    explained = [wrapped(note, room) for note in notes(shown)]
     return "\n\n".join(parts) + "\n" + ("\n" + "\n".join(explained) + "\n" if explained else "")
+
+
+def wrapped(note: str, room: int) -> str:
+    """A sentence in lines that fit."""
+    return textwrap.fill(note, room, subsequent_indent="  ", break_long_words=False)
 
 
 def _block(lines: Sheet, metric: str, room: int) -> str:

@@ -95,6 +95,34 @@ def test_a_detector_reads_only_the_columns_it_names(name: str) -> None:
     assert fitted(name, validation).score(test).shape == (50,)
 
 
+@pytest.mark.parametrize("name", BUILTIN)
+def test_validation_images_without_a_number_are_left_out(name: str) -> None:
+    """A likelihood that failed on one of 400 images must not cost the other 399 their scores."""
+    broken = random_columns(400, seed=1)
+    for value, row in ((np.nan, 7), (-np.inf, 80), (np.inf, 300)):
+        for column in broken.arrays.values():
+            if column.dtype != np.uint8:
+                column[row] = value
+    detector = DETECTORS.get(name)
+    needs = (
+        [need for need in broken if need in detector.needs] if EVERY_COLUMN not in detector.needs else ["log_px", "kl"]
+    )
+    kept = broken.take(np.delete(np.arange(400), [7, 80, 300]))
+    size = detector.group_sizes[0]
+    asked = random_columns(3 * size, seed=3).only(needs).take(np.arange(3 * size), size)
+    scores = [fitted(name, validation.only(needs)).score(asked) for validation in (broken, kept)]
+    assert np.isfinite(scores[0]).all()
+    if "pixels" not in needs:
+        np.testing.assert_allclose(scores[0], scores[1], rtol=1e-9)
+    few = random_columns(3, seed=2)
+    for column in few.arrays.values():
+        if column.dtype != np.uint8:
+            column[:] = np.nan
+    if name in ("typicality", "inflow_published", "lpath", "lpath_mahalanobis", "dose", "dose_svm"):
+        with pytest.raises(OodbenchError, match="need"):
+            fitted(name, few.only(needs))
+
+
 def test_likelihood_is_the_negated_log_probability() -> None:
     score = fitted("likelihood", random_columns(9, 0)).score(columns(log_px=np.float32([-10000.0, -2.0])))
     np.testing.assert_array_equal(score, [10000, 2])

@@ -47,6 +47,12 @@ def test_the_bounds_two_terms_add_up_to_it() -> None:
     assert (scores["elbo"] >= scores["kl"]).all()  # of bytes: no log-probability is above 0
 
 
+def test_an_image_that_gains_by_a_posterior_of_its_own_is_the_more_foreign() -> None:
+    detector = DETECTORS.get("likelihood_regret")()
+    scores = detector.score(Columns({"regret": np.array([0.5, 30.0, 2.0], dtype=np.float32)}, 64))
+    np.testing.assert_array_equal(scores, [0.5, 30.0, 2.0])  # nats, unscaled: Equation 5 of Xiao et al. 2020
+
+
 @pytest.mark.parametrize("model", ["rectangular", "conformal", "two-step"])
 def test_on_a_manifold_the_reconstruction_grows_with_the_distance_from_the_surface(model: str) -> None:
     columns = columns_of(model)

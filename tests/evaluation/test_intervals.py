@@ -106,6 +106,19 @@ def test_every_interval_holds_its_value_and_stays_in_the_unit_interval(score_in,
         assert metric["low"] < metric["high"]
 
 
+def test_auprs_of_an_inversion_are_corrected_and_fpr95_is_not():
+    rng = np.random.default_rng(8)
+    scores = rng.normal(0, 1, 100), rng.normal(-3.5, 1, 100)
+    metrics = {"aupr_in": aupr_in, "aupr_out": aupr_out, "fpr95": fpr95}
+    plain = bootstrap_intervals(metrics, Levels.of(*scores))
+    given_out = evaluate_scores(*scores)
+    truth = 0.3071  # aupr_out and aupr_in of a million images of each kind
+    for name in ("aupr_in", "aupr_out"):
+        assert not plain[name][0] <= truth <= plain[name][1]
+        assert given_out[name]["low"] <= truth <= given_out[name]["high"]
+    assert (given_out["fpr95"]["low"], given_out["fpr95"]["high"]) == plain["fpr95"]
+
+
 def test_an_interval_that_misses_the_value_of_its_sample_is_widened():
     def one_above_its_resamples(levels):
         ends = levels.inside[..., 0] / levels.inside.sum(-1)

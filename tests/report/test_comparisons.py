@@ -61,6 +61,19 @@ def test_readable_formats_hold_every_number_once_and_explain_every_mark(format):
     assert "nothing to correct" in few
 
 
+@pytest.mark.parametrize("room", [65, 80])
+def test_a_narrow_terminal_gets_both_names_beside_every_number(monkeypatch, room):
+    wide = comparison_table(ROWS)
+    monkeypatch.setenv("COLUMNS", str(room))
+    lines = comparison_table(ROWS).splitlines()
+    assert max(map(len, lines)) <= room
+    of_first = [line.split() for line in lines if line.startswith("glow likelihood")]
+    assert len(of_first) > 1
+    assert all(words[:4] == ["glow", "likelihood", "glow", "typicality"] for words in of_first)
+    (unfolded,) = (line.split() for line in wide.splitlines() if line.startswith("glow likelihood"))
+    assert [word for words in of_first for word in words[4:]] == unfolded[4:]
+
+
 def test_latex_balances_and_escapes():
     text = comparison_table(ROWS, "latex")
     assert text.count("{") == text.count("}")

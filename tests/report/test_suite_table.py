@@ -90,6 +90,15 @@ def test_detectors_are_rows_where_models_are_fewer(suite, shown, format):
     assert any("bits/dim in / out" in line and "3.94 / 2.61" in line for line in lines)
 
 
+def test_a_narrow_terminal_gets_the_columns_below_one_another(suite, shown, monkeypatch):
+    wide = suite_table(suite, shown)
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = suite_table(suite, shown)
+    assert max(map(len, narrow.splitlines())) <= 60 < max(map(len, wide.splitlines()))
+    numbers = [sorted(re.findall(r"\d?\.\d{2,3}", text)) for text in (narrow, wide)]
+    assert numbers[0] == numbers[1]
+
+
 def test_latex_is_one_balanced_float_that_fits(suite, shown):
     text = suite_table(suite, shown, "latex")
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 1

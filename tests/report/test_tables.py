@@ -483,6 +483,18 @@ def test_published_figures_stand_in_the_rows_of_their_detectors(records, publish
     assert diffusion.index("0.091") == head.index("  likelihood") + 2
 
 
+def test_a_latex_float_numbers_its_own_sources_from_one(make_record, monkeypatch):
+    of_pair = {"svhn": FIGURES[:1], "cifar100": FIGURES[1:2]}
+    monkeypatch.setattr(grid, "figures", lambda source, out: of_pair[out])
+    records = [make_record(detector, out=out) for out in of_pair for detector in ("likelihood", "typicality")]
+    first, second = table(records, "latex", published=True).split(r"\begin{table}")[1:]
+    assert r"(1) A \& B 2024." in first
+    assert "diffusion 0.091 (1)" in first
+    assert "(1) C 2023." in second
+    assert "glow 0.870 (1)" in second
+    assert "glow 0.870 (2)" in table(records, published=True)  # where one list of sources stands below all
+
+
 def test_published_figures_are_aurocs_and_in_no_record(records, published):
     assert table(records, metric="fpr95", published=True) == table(records, metric="fpr95")
     for format in ("csv", "json"):
