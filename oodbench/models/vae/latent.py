@@ -7,6 +7,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class LatentModel(DensityModel):
     columns = ("log_px", "log_px_error", "elbo", "reconstruction", "kl", "posterior_mean_norm", "posterior_std_norm")
 
     latent_shape: tuple[int, ...]
+    euclidean: ClassVar[bool] = True  # densities of latents are of all of R^d, with gradients: no codes, no sphere
 
     def __init__(
         self, shape: tuple[int, int, int], draws: int = 64, free_bits: float = 0.0, warm_up: float = 0.0
