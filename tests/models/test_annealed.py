@@ -107,6 +107,13 @@ def test_the_schedule_is_closest_at_both_ends() -> None:
     assert Annealing(temperatures=1).schedule() == [0.0, 1.0]
 
 
+@pytest.mark.parametrize("name", ["svae", "vqvae-bridge"])
+def test_latents_that_no_trajectory_follows_are_refused(name: str) -> None:
+    """Chains would leave the sphere, or stand still, and give a number all the same."""
+    with pytest.raises(OodbenchError, match="cannot be annealed"):
+        annealed(tiny(name), smooth_images(2), noise_of(2))
+
+
 @pytest.mark.parametrize(
     "wrong", [{"chains": 1}, {"temperatures": 0}, {"leapfrogs": 0}, {"step": 0.0}, {"start": "end"}]
 )

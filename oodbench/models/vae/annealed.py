@@ -52,7 +52,10 @@ DEFAULT = Annealing()
 
 
 def annealed(model: LatentModel, x: Tensor, noise: Noise, how: Annealing = DEFAULT) -> tuple[Tensor, Tensor]:
-    """(log P(x), its standard error), nats (B,), of uint8 images (B, C, H, W) and latents in R^d."""
+    """(log P(x), its standard error), nats (B,), of uint8 images (B, C, H, W).
+
+    Raises `OodbenchError` for a model whose latents are not those of R^d: no trajectory follows codes or a sphere.
+    """
     log_weights = _log_weights(model, x, None, noise, how)
     return latent.log_mean_and_error(log_weights)
 
@@ -70,6 +73,8 @@ def annealed_backwards(
 
 def _log_weights(model: LatentModel, x: Tensor, known: Tensor | None, noise: Noise, how: Annealing) -> Tensor:
     """(B, chains); backwards, from what is `known`, their mean is 1 / P(x)."""
+    if not model.euclidean:
+        raise OodbenchError(f"{type(model).__name__} cannot be annealed: its latents are codes or on a sphere.")
     rows = max(1, latent.DECODER_ROWS // max(1, len(x)))
     parts = []
     with torch.inference_mode(False), torch.enable_grad():  # trajectories follow gradients

@@ -38,6 +38,7 @@ class LatentModel(DensityModel):
     encoder_alone: ClassVar[bool] = True  # q(z | x) depends on no weight of the decoder
 
     latent_shape: tuple[int, ...]
+    euclidean: ClassVar[bool] = True  # densities of latents are of all of R^d, with gradients: no codes, no sphere
 
     def __init__(
         self, shape: tuple[int, int, int], draws: int = 64, free_bits: float = 0.0, warm_up: float = 0.0

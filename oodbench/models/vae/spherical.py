@@ -26,6 +26,8 @@ class SphericalVAE(DenseVAE):
     are exponentials, held to 0.01 ... 100,000.
     """
 
+    euclidean = False
+
     def __init__(
         self,
         shape: tuple[int, int, int],

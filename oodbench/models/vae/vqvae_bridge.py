@@ -48,6 +48,8 @@ class VQVAEBridge(LatentModel):
     The loss's gradient in q(c | x) is a surrogate, see `straight_through`.
     """
 
+    euclidean = False
+
     def __init__(
         self,
         shape: tuple[int, int, int],
