@@ -1,7 +1,7 @@
 """The networks of models whose latents are vectors, on flat inputs and on images."""
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from oodbench.errors import OodbenchError
 from oodbench.models.nn import Convolution, folded, network_dtype
 
-__all__ = ["Affine", "DenseNetwork", "ImageDecoder", "ImageEncoder", "Linear", "Perceptron", "summed"]
+__all__ = ["Affine", "DenseNetwork", "ImageDecoder", "ImageEncoder", "Linear", "Perceptron", "Skipped"]
 
 # The operations that torch.compile emits for a matrix product with a ReLU, and for weights in oneDNN's own order; None
 # where torch was built without oneDNN.
@@ -66,24 +66,23 @@ class Linear(nn.Module):
         dtype = network_dtype(self.weight)
         return self.weight.to(dtype), self.bias.to(dtype)
 
+    @folded
+    def affine_now(self) -> Affine:
+        """The map, for evaluation."""
+        return Affine(*self.parameters_now())
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs) -> (B, outputs)."""
         weight, bias = self.parameters_now()
         return F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 
-def summed(one: Linear, other: Linear, first: int = 0) -> Affine:
-    """(inputs of one, inputs of the other) -> one + other, from output `first` on.
-
-    One product gives the sum: it is not written twice to be added.
-    """
-    weight = torch.cat([one.weight[first:], other.weight[first:]], 1)
-    dtype = network_dtype(weight)
-    return Affine(weight.to(dtype), (one.bias + other.bias)[first:].to(dtype))
-
-
 class Perceptron(nn.Sequential):
-    """Linear maps with ReLUs in between, (B, sizes[0]) -> (B, sizes[-1]); `zero` starts it as the zero function."""
+    """Linear maps with ReLUs in between, (B, sizes[0]) -> (B, sizes[-1]); `zero` starts it as the zero function.
+
+    Where gradients are asked its layers are called one after another, as a `Sequential` does: Bayes by Backprop hooks
+    them, a refit puts others in their place.
+    """
 
     def __init__(self, *sizes: int, zero: bool = True) -> None:
         layers: list[nn.Module] = []
@@ -92,19 +91,41 @@ class Perceptron(nn.Sequential):
             layers += [Linear(inputs, outputs, zero=zero and last), *([] if last else [nn.ReLU()])]
         super().__init__(*layers)
 
-    @folded
-    def affine_now(self) -> list[Affine]:
-        """The maps."""
-        return [Affine(*layer.parameters_now()) for layer in self if isinstance(layer, Linear)]
-
     def hidden(self, x: Tensor) -> Tensor:
-        """The last hidden layer (B, sizes[-2]), in the network dtype."""
-        for layer in self.affine_now()[:-1]:
-            x = layer(x, relu=True)
+        """The last hidden layer (B, sizes[-2]), in evaluation in the network dtype."""
+        for layer in list(self)[:-1:2]:
+            x = _through(layer, x, relu=True)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.affine_now()[-1](self.hidden(x)).to(x.dtype)
+        return _through(self[-1], self.hidden(x)).to(x.dtype)
+
+
+class Skipped(nn.Module):
+    """linear(x) + layers(x), but for the first `idle` outputs, which say nothing: to be mixed in.
+
+    In evaluation one product gives the sum, so that it is not written twice to be added.
+    """
+
+    linear: Linear
+    layers: Perceptron
+    idle: int
+
+    @folded
+    def last_now(self) -> Affine:
+        """(inputs of `linear`, last hidden units) -> the sum."""
+        last = cast(Linear, self.layers[-1])
+        weight = torch.cat([self.linear.weight[self.idle :], last.weight[self.idle :]], 1)
+        dtype = network_dtype(weight)
+        return Affine(weight.to(dtype), (self.linear.bias + last.bias)[self.idle :].to(dtype))
+
+    def sum(self, x: Tensor) -> Tensor:
+        """(B, inputs) -> (B, outputs - idle) in the dtype of x."""
+        if not torch.is_inference_mode_enabled():
+            out: Tensor = (self.linear(x) + self.layers(x))[:, self.idle :]
+            return out
+        hidden = self.layers.hidden(x)
+        return self.last_now()(torch.cat([x.to(hidden.dtype), hidden], 1)).to(x.dtype)
 
 
 class DenseNetwork(nn.Module):
@@ -170,6 +191,14 @@ class ImageDecoder(nn.Module):
         linear = self.linear(z).reshape(-1, *self.image)
         out: Tensor = linear + self.layers(self.first(z).reshape(-1, *self.place)).to(z.dtype)
         return out
+
+
+def _through(layer: nn.Module, x: Tensor, relu: bool = False) -> Tensor:
+    """What a layer gives, rectified or not; one of ours in evaluation by `Affine`, in the network dtype."""
+    if type(layer) is Linear and torch.is_inference_mode_enabled():
+        return layer.affine_now()(x, relu)
+    out: Tensor = layer(x)
+    return out.relu_() if relu else out
 
 
 def _check(shape: tuple[int, int, int]) -> tuple[int, int, int]:

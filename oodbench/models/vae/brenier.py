@@ -4,13 +4,12 @@ The gradient g' of a strongly convex g is injective, as (g'(a) - g'(b))'(a - b) 
 """
 
 import math
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oodbench.models.networks import Affine, Linear, Perceptron, summed
+from oodbench.models.networks import Linear, Perceptron, Skipped
 from oodbench.models.nn import folded, network_dtype
 from oodbench.models.vae.networks import Principal
 from oodbench.models.vae.observations import Observation
@@ -39,7 +38,7 @@ class BrenierMap(nn.Module):
         return u + self.log_rate.exp() * (hidden @ weight).to(u.dtype), hidden
 
 
-class InjectiveDecoder(nn.Module):
+class InjectiveDecoder(Skipped):
     """(B, latents) -> (B, outputs that are not idle, H, W), with the means m(z) = g2'(C g1'(z)), injective in z.
 
     g1 is the potential of one `BrenierMap` on the latents, C = U S^-1 with U'U = I and S a positive diagonal matrix,
@@ -83,18 +82,11 @@ class InjectiveDecoder(nn.Module):
         weight = torch.cat([basis * self.log_widths.exp(), self.beyond - basis @ (basis.T @ self.beyond)], 1)
         return weight.to(dtype), self.bias.to(dtype)
 
-    @folded
-    def others_now(self) -> Affine:
-        """(latents, hidden units) -> all numbers that are no means."""
-        return summed(self.linear, cast(Linear, self.layers[-1]), self.idle)
-
     def forward(self, z: Tensor) -> Tensor:
         weight, bias = self.weights_now()
         t, hidden = self.outer(self.inner(z)[0])
         means = F.linear(torch.cat([t.to(weight.dtype), hidden], 1), weight, bias).to(z.dtype)
-        of_others = self.layers.hidden(t)
-        others = self.others_now()(torch.cat([t.to(of_others.dtype), of_others], 1)).to(z.dtype)
-        means, others = (part.reshape(len(z), -1, *self.size) for part in (means, others))
+        means, others = (part.reshape(len(z), -1, *self.size) for part in (means, self.sum(t)))
         at = self.means.start
         return torch.cat([others[:, :at], means, others[:, at:]], 1)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
 from oodbench.models import networks as images
-from oodbench.models.nn import Convolution, folded, rectified
+from oodbench.models.nn import Convolution, rectified
 from oodbench.models.vae.observations import Observation
 
 __all__ = ["PATCH", "DenseDecoder", "DenseDecoders", "Principal", "build", "probabilistic_pca"]
@@ -192,7 +192,7 @@ class DenseEncoder(_Vector):
         return out
 
 
-class DenseDecoder(_FromVector):
+class DenseDecoder(_FromVector, images.Skipped):
     """(B, latents) -> (B, outputs that are not idle, H, W): the same the other way."""
 
     def __init__(self, shape: tuple[int, int, int], hidden: int, latents: int, pixel: Observation) -> None:
@@ -202,15 +202,8 @@ class DenseDecoder(_FromVector):
         self.linear = images.Linear(latents, pixel.outputs * places)
         self.layers = images.Perceptron(latents, hidden, hidden, pixel.outputs * places)
 
-    @folded
-    def last_now(self) -> images.Affine:
-        """(latents, hidden units) -> all numbers of the image."""
-        return images.summed(self.linear, cast(images.Linear, self.layers[-1]), self.idle)
-
     def forward(self, z: Tensor) -> Tensor:
-        hidden = self.layers.hidden(z)
-        out = self.last_now()(torch.cat([z.to(hidden.dtype), hidden], 1)).to(z.dtype)
-        return out.reshape(-1, *self.image)
+        return self.sum(z).reshape(-1, *self.image)
 
 
 class DenseDecoders:
@@ -218,8 +211,8 @@ class DenseDecoders:
 
     def __init__(self, decoders: Sequence[DenseDecoder]) -> None:
         self.image = decoders[0].image
-        layers = zip(*(decoder.layers.affine_now()[:-1] for decoder in decoders), strict=True)
-        self.hidden = [_stack(members) for members in layers]
+        hidden = zip(*(list(decoder.layers)[:-1:2] for decoder in decoders), strict=True)
+        self.hidden = [_stack([cast(images.Linear, layer).affine_now() for layer in layers]) for layers in hidden]
         self.last = _stack([decoder.last_now() for decoder in decoders])
 
     def __call__(self, z: Tensor, members: slice) -> Tensor:
