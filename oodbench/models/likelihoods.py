@@ -16,6 +16,7 @@ from oodbench.models.nn import Convolution
 from oodbench.models.noise import Noise
 
 __all__ = [
+    "by_image",
     "logistic_expansion",
     "logistic_mixture_channels",
     "logistic_mixture_head",
@@ -29,6 +30,11 @@ __all__ = [
 _HALF_BIN = 1 / 255  # on the scale where 0 ... 255 is -1 ... 1
 _MIN_LOG_SCALE = -7.0
 _FAR = 1e30  # an edge at infinity that still can be multiplied by 0
+
+
+def by_image(x: Tensor, parameters: Tensor) -> Tensor:
+    """(B, k, ...) of (B * k, ...): the k of every image of (B, ...)."""
+    return parameters.reshape(len(x), len(parameters) // max(1, len(x)), *parameters.shape[1:])
 
 
 def logistic_mixture_channels(channels: int, mixtures: int) -> int:
@@ -70,18 +76,16 @@ def logistic_mixture_log_prob(x: Tensor, parameters: Tensor, mixtures: int) -> T
     numbers). An edge at infinity is a number so large that its sigmoid is 1 whatever m and s are. Sigmoids are by far
     the cheapest of the functions with an exponential inside; a logarithm of each factor would cost most.
     """
-    sets = parameters.reshape(len(x), -1, *parameters.shape[1:])
-    logits, means, log_scales, coefficients = _unpack(sets, x.shape[1], mixtures)
+    logits, means, log_scales, coefficients = _unpack(by_image(x, parameters), x.shape[1], mixtures)
     value, lower, upper, half = (t[:, None, :, None] for t in _bins(x, parameters.dtype))  # (B, 1, C, 1, H, W)
     centres = _coupled(means, coefficients, value)
     inverse_scale = torch.exp(-log_scales)
     over, under = (centres - upper) * inverse_scale, (lower - centres) * inverse_scale
     width = half * inverse_scale
-    near = over.abs().sigmoid_() * under.abs().sigmoid_() * (torch.tanh(width) / torch.sigmoid(2 * width))
-    # log sigmoid(-a) = log sigmoid(|a|) - max(a, 0), and at most one of the two edges is passed. Halves a tie's
-    # gradient, as is right; clamps would not.
-    beyond = torch.maximum(torch.maximum(over, under), over.new_zeros(()))
-    log_probs = near.log() - beyond
+    # log sigmoid(-a) = log sigmoid(|a|) - (|a| + a) / 2, whose gradient is right at 0 too.
+    of_over, of_under = over.abs(), under.abs()
+    near = torch.sigmoid(of_over) * torch.sigmoid(of_under) * (torch.tanh(width) / torch.sigmoid(2 * width))
+    log_probs = torch.sub(near.log(), (of_over + over) + (of_under + under), alpha=0.5)
     if mixtures == 1:
         return log_probs.flatten(2).sum(2).flatten()
     mixed = torch.logsumexp(log_probs.sum(2) + logits, 2) - torch.logsumexp(logits, 2)

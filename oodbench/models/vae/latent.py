@@ -153,7 +153,7 @@ def _in_parts(log_px_given_z: Callable[[Tensor, Tensor], Tensor], x: Tensor, z: 
 
     A part has all latents of some images, or some of one image.
     """
-    count = len(z) // len(x)
+    count = max(1, len(z) // max(1, len(x)))
     images = max(1, DECODER_ROWS // count)
     parts = []
     for some, all_of_them in zip(torch.split(x, images), torch.split(z, images * count), strict=True):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from oodbench.errors import OodbenchError
 from oodbench.models.likelihoods import (
+    by_image,
     logistic_mixture_channels,
     logistic_mixture_log_density,
     logistic_mixture_log_prob,
@@ -96,7 +97,7 @@ class Categorical:
         return torch.zeros(self.outputs)
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        levels = x.long().repeat_interleave(len(parameters) // len(x), 0)
+        levels = x.long().repeat_interleave(by_image(x, parameters).shape[1], 0)
         return -F.cross_entropy(self._logits(parameters), levels, reduction="none").flatten(1).sum(1)
 
     def mean(self, parameters: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ class Bernoulli:
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         signs = (x >> 7).flatten(1).to(parameters.dtype).mul_(2).sub_(1)  # comparisons of bytes take ten times as long
-        margins = (parameters.reshape(len(x), -1, signs.shape[1]) * signs[:, None]).flatten(0, 1)
+        margins = (by_image(x, parameters.flatten(1)) * signs[:, None]).flatten(0, 1)
         # log sigmoid(l) = (l - |l|) / 2 + log sigmoid(|l|), and of factors in [1/2, 1] one logarithm does.
         sizes = margins.abs()
         whole = 0.5 * (margins.sum(1) - sizes.sum(1))
