@@ -180,7 +180,7 @@ def test_one_product_in_evaluation_is_the_sum_of_two_networks_in_training(
     with torch.no_grad():
         network = module.layers[4](module.layers[2](module.layers[0](x).relu()).relu())
         expected = (module.linear(x) + network)[:, idle:]
-        assert torch.equal(module.sum(x), expected)
+    assert torch.equal(module.sum(x), expected)
     for fold in (False, True):
         with networks(dtype, fold), torch.inference_mode():
             for _ in range(2):  # with fresh weights, and with those that are folded

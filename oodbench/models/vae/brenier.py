@@ -86,7 +86,8 @@ class InjectiveDecoder(Skipped):
         weight, bias = self.weights_now()
         t, hidden = self.outer(self.inner(z)[0])
         means = F.linear(torch.cat([t.to(weight.dtype), hidden], 1), weight, bias).to(z.dtype)
-        means, others = (part.reshape(len(z), -1, *self.size) for part in (means, self.sum(t)))
+        places = math.prod(self.size)
+        means, others = (p.reshape(len(z), p.shape[1] // places, *self.size) for p in (means, self.sum(t)))
         at = self.means.start
         return torch.cat([others[:, :at], means, others[:, at:]], 1)
 
