@@ -87,12 +87,12 @@ def logistic_mixture_log_prob(x: Tensor, parameters: Tensor, mixtures: int) -> T
     near = torch.sigmoid(of_over) * torch.sigmoid(of_under) * (torch.tanh(width) / torch.sigmoid(2 * width))
     log_probs = torch.sub(near.log(), (of_over + over) + (of_under + under), alpha=0.5)
     if mixtures == 1:
-        of_lines = log_probs.sum(-1).flatten(2)
+        of_columns = log_probs.sum(-2).flatten(2)
     else:
         of_pixels = torch.logsumexp(log_probs.sum(2) + logits, 2) - torch.logsumexp(logits, 2)
-        of_lines = of_pixels.sum(-1)
+        of_columns = of_pixels.sum(-2)
     # Exactly, once they are few: at thousands of nats two float32 are 0.0001 apart.
-    return of_lines.double().sum(2).to(parameters.dtype).flatten()
+    return of_columns.double().sum(2).to(parameters.dtype).flatten()
 
 
 def logistic_expansion(x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
