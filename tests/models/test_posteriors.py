@@ -433,6 +433,7 @@ class Normalised(DensityModel):
 def test_normalisation_statistics_are_those_of_each_members_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, "normalised", Normalised)
     posterior = SWAG((1, 1, 1), "normalised", members=3)
+    posterior.inner.norm(torch.full((5, 1), 7.0))  # what was seen before counts for nothing
     for gain in (1.0, 2.0, 5.0):
         posterior.keep({**posterior.random, "gain": torch.tensor(gain)})
     batches = [(some_images(6, (1, 2, 2), seed), noise_of(6)) for seed in range(4)]
