@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
 from oodbench.models import networks as images
-from oodbench.models.nn import Convolution, rectified
+from oodbench.models.nn import Convolution, folded, rectified
 from oodbench.models.vae.observations import Observation
 
 __all__ = ["PATCH", "DenseDecoder", "DenseDecoders", "Principal", "build", "probabilistic_pca"]
@@ -184,7 +184,7 @@ class DenseEncoder(_Vector):
         super().__init__()
         inputs = math.prod(shape)
         self.linear = images.Linear(inputs, outputs)
-        self.layers = _perceptron(inputs, hidden, outputs)
+        self.layers = images.Perceptron(inputs, hidden, hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
@@ -193,16 +193,23 @@ class DenseEncoder(_Vector):
 
 
 class DenseDecoder(_FromVector):
-    """(B, latents) -> (B, outputs, H, W): the same the other way."""
+    """(B, latents) -> (B, outputs that are not idle, H, W): the same the other way."""
 
     def __init__(self, shape: tuple[int, int, int], hidden: int, latents: int, pixel: Observation) -> None:
         super().__init__()
-        self.image = (pixel.outputs, *shape[1:])
-        self.linear = images.Linear(latents, math.prod(self.image))
-        self.layers = _perceptron(latents, hidden, math.prod(self.image))
+        self.image, places = (pixel.outputs - pixel.idle, *shape[1:]), math.prod(shape[1:])
+        self.idle = pixel.idle * places  # numbers that are parameters, but not computed
+        self.linear = images.Linear(latents, pixel.outputs * places)
+        self.layers = images.Perceptron(latents, hidden, hidden, pixel.outputs * places)
+
+    @folded
+    def last_now(self) -> images.Affine:
+        """(latents, hidden units) -> all numbers of the image."""
+        return images.summed(self.linear, cast(images.Linear, self.layers[-1]), self.idle)
 
     def forward(self, z: Tensor) -> Tensor:
-        out: Tensor = self.linear(z) + self.layers(z)
+        hidden = self.layers.hidden(z)
+        out = self.last_now()(torch.cat([z.to(hidden.dtype), hidden], 1)).to(z.dtype)
         return out.reshape(-1, *self.image)
 
 
@@ -211,14 +218,9 @@ class DenseDecoders:
 
     def __init__(self, decoders: Sequence[DenseDecoder]) -> None:
         self.image = decoders[0].image
-        stacks = [
-            _stack([cast(images.Linear, decoder.layers[place]) for decoder in decoders])
-            for place in range(0, len(decoders[0].layers), 2)
-        ]
-        self.hidden, (weight, bias) = stacks[:-1], stacks[-1]
-        # One product gives the sum of the linear map and the network: no image-sized sum is written to be added.
-        linear, of_linear = _stack([decoder.linear for decoder in decoders])
-        self.last = torch.cat([linear, weight], 1), of_linear + bias
+        layers = zip(*(decoder.layers.affine_now()[:-1] for decoder in decoders), strict=True)
+        self.hidden = [_stack(members) for members in layers]
+        self.last = _stack([decoder.last_now() for decoder in decoders])
 
     def __call__(self, z: Tensor, members: slice) -> Tensor:
         """(B, latents) -> (m, B, outputs, H, W), of so many of the decoders."""
@@ -266,21 +268,10 @@ def build(
     return latent_shape, encoder(shape, hidden, outputs), decoder(shape, hidden, latents, pixel)
 
 
-def _stack(layers: Sequence[images.Linear]) -> tuple[Tensor, Tensor]:
-    """Weights (M, inputs, outputs) and biases (M, 1, outputs) in the network dtype."""
-    weights, biases = zip(*(layer.parameters_now() for layer in layers), strict=True)
+def _stack(members: Sequence[images.Affine]) -> tuple[Tensor, Tensor]:
+    """Weights (M, inputs, outputs) and biases (M, 1, outputs)."""
+    weights, biases = zip(*((member.weight, member.bias) for member in members), strict=True)
     return torch.stack(weights).transpose(1, 2), torch.stack(biases)[:, None]
-
-
-def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two hidden layers of ReLUs, zero at the start."""
-    return nn.Sequential(
-        images.Linear(inputs, hidden),
-        nn.ReLU(),
-        images.Linear(hidden, hidden),
-        nn.ReLU(),
-        images.Linear(hidden, outputs, zero=True),
-    )
 
 
 def _start_bias(bias: Tensor, principal: Principal, latents: int) -> None:
