@@ -33,6 +33,7 @@ __all__ = ["train"]
 VALIDATION_IMAGES = 256  # for the curve; detectors are fitted on all of them later
 CALIBRATION_IMAGES = 5000  # of the training and of the validation part each
 CURVE_POINTS = 20
+REFRESHING_BATCHES = 50  # that normalisation statistics of drawn weights are taken from
 CHECKPOINT_SECONDS = 60.0
 ESTIMATE_AFTER = 10  # steps, before the time that is left is announced
 UNDERTRAINED = 0.01  # a model whose bits/dim fell by more than this share in the last fifth of its steps
@@ -204,6 +205,9 @@ class _Run:
                     state["seconds"] = time.perf_counter() - begin
                     save_checkpoint(self.checkpoint, self.module, self.averaged, self.optimizer, state)
                     saved = time.perf_counter()
+        if isinstance(self.module, WeightPosterior):
+            with networks(self.dtype):
+                self.module.refresh(self.batch, REFRESHING_BATCHES)
         if not state["curve"]:  # an ensemble, of which nothing is left to train
             state["curve"].append([0, 0.0, round(self.validate(), 5)])
         return self.averaged.cpu(), state

@@ -1,25 +1,29 @@
 """Posteriors over weights: against conjugate posteriors in closed form, and what holds for every one of them."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import CONFIGS, noise_of, perturb, smooth_images, some_images
+from posterior_training import recipe, register, run
+from tiny_models import CONFIGS, noise_of, perturb, smooth_images, some_images, tiny
 from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
 from oodbench.models.base import DensityModel, Likelihood
 from oodbench.models.nn import networks
 from oodbench.models.noise import Noise
+from oodbench.models.posteriors import posterior as posterior_room
 from oodbench.models.posteriors.bbb import BBB
 from oodbench.models.posteriors.posterior import WeightPosterior
 from oodbench.models.posteriors.sghmc import SGHMC, HamiltonianDynamics
 from oodbench.models.posteriors.swag import SWAG, collect
+from oodbench.models.vae import latent
+from oodbench.models.vae.observations import LogisticMixture
 from oodbench.registry import MODELS
-from oodbench.training.recipe import Recipe, load_recipe
+from oodbench.training.recipe import load_recipe
 
 DIMENSIONS = 3
 
@@ -57,34 +61,10 @@ class Regression(DensityModel):
         return (self.y - self.a @ self.w).square().mean().expand(len(x)) / (2 * self.s**2)
 
 
-def recipe(steps: int, rate: float = 1e-3, **config: Any) -> Recipe:
-    return Recipe(steps=steps, batch_size=4, learning_rate=rate, config=config)
-
-
-def run(posterior: WeightPosterior, plan: Recipe, images: int, seed: int = 0) -> None:
-    """What the trainer does with a posterior, on the same images again and again."""
-    x = some_images(4, posterior.shape)
-    optimizer = posterior.optimizer(plan, images, seed)
-    for step in range(plan.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * posterior.rate(step, plan)
-        loss = posterior.loss(x, Noise.of(torch.arange(4), draw=step)).mean() / posterior.dimensions
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        posterior.collect_after(step + 1, plan, optimizer)
-
-
 @pytest.fixture
 def regression(monkeypatch: pytest.MonkeyPatch) -> Regression:
-    monkeypatch.setitem(MODELS._entries, "regression", _entry())
+    register(monkeypatch, "regression", Regression)
     return Regression()
-
-
-def _entry() -> Any:
-    from oodbench.registry import _Entry
-
-    return _Entry(Regression, "", "oodbench", None)
 
 
 def chain(model: Regression, friction: float, rate: float, steps: int, chains: int = 400) -> Tensor:
@@ -225,6 +205,22 @@ def test_local_reparameterisation_has_the_moments_of_random_weights() -> None:
     torch.testing.assert_close(out.mean(0), layer(z)[0].detach(), rtol=0, atol=0.01)
 
 
+@torch.no_grad()
+def test_every_row_that_a_perceptron_decodes_has_weights_of_its_own() -> None:
+    """One latent many times: with weights drawn once for the batch, all rows would come out the same."""
+    posterior = BBB((1, 8, 8), "vae-mlp", CONFIGS["vae-mlp"], members=1, part="decoder", start_std=0.05)
+    perturb(posterior.inner)
+    z = torch.randn(1, 4, generator=torch.Generator().manual_seed(0)).expand(2000, -1)
+    with posterior._drawn(Noise.of(torch.arange(2000))):
+        out = posterior.inner.decoder(z).flatten(1)
+    apart = torch.corrcoef(out[:, :40].T).fill_diagonal_(0)
+    assert float(out.std(0).min()) > 0.05
+    hidden = posterior.inner.decoder.layers[:-1](z[:1])
+    last = 0.05 * (z[0].square().sum() + hidden.square().sum() + 2).sqrt()
+    assert float(out.std(0).mean()) > float(last)  # of the last layer alone; those below it add to it
+    assert float(apart.abs().mean()) < 0.9
+
+
 @pytest.mark.parametrize("part", ["decoder.linear.weight", "decoder.linear.bias", "decoder.layers.0.weight"])
 def test_a_part_may_be_weights_without_their_biases_and_the_other_way(part: str) -> None:
     posterior = BBB((1, 8, 8), "vae-mlp", CONFIGS["vae-mlp"], members=1, part=part, start_std=0.3)
@@ -305,7 +301,8 @@ def test_swags_members_have_the_papers_covariance(regression: Regression) -> Non
 
 
 def test_swag_follows_gradient_descent_and_draws_all_members(regression: Regression) -> None:
-    posterior = SWAG((1, 1, 1), "regression", members=6, rank=5, every=2, burn_in=0.5, momentum=0.0)
+    """Around the mean of its points, with half their variances and half the covariance of the last deviations."""
+    posterior = SWAG((1, 1, 1), "regression", members=20_000, rank=5, every=2, burn_in=0.5, momentum=0.0)
     w, points = torch.zeros(DIMENSIONS).double(), []
     for step in range(1, 101):
         w = w + 0.05 * (regression.y - regression.a @ w) @ regression.a / regression.s**2 / 40
@@ -313,15 +310,23 @@ def test_swag_follows_gradient_descent_and_draws_all_members(regression: Regress
             points.append(w)
     run(posterior, recipe(100, 0.05), 40)
     torch.testing.assert_close(posterior.random["w"].detach(), w)
-    assert int(posterior.kept) == 6
-    drawn, points = posterior.stack("w"), torch.stack(points)
-    away = (drawn - points.mean(0)).abs() / points.std(0)
-    assert 0.05 < float(away.mean()) < 2.5  # around the trajectory's mean, and as far from it as its points
+    assert int(posterior.kept) == 20_000
+    drawn, trajectory = posterior.stack("w"), torch.stack(points)
+    running = trajectory.cumsum(0) / torch.arange(1, 26)[:, None]
+    d = (trajectory - running)[-5:]
+    expected = 0.5 * torch.diag(trajectory.var(0, correction=0)) + d.T @ d / (2 * 4)
+    unit = expected.diagonal().sqrt()
+    assert float(((torch.cov(drawn.T) - expected) / unit.outer(unit)).abs().max()) < 0.05
+    assert float(((drawn.mean(0) - trajectory.mean(0)) / unit).abs().max()) < 0.04
     with pytest.raises(OodbenchError, match="points of a trajectory"):
         SWAG((1, 1, 1), "regression", rank=20, every=10).optimizer(recipe(100), 40, 0)
 
 
 INNER = {"vae": "decoder", "vae-mlp": "decoder", "glow": "", "pixelcnn++": ""}
+OF_DECODERS = {
+    **dict.fromkeys(("nf-vae", "iaf-vae", "svae", "lidvae", "tsc-vae", "vqvae-bridge", "vlae", "lae"), "decoder"),
+    "vae-mlp": "decoder.layers",
+}
 
 
 def posterior_of(name: str, part: str, members: int = 3, double: bool = True) -> WeightPosterior:
@@ -340,7 +345,7 @@ def posterior_of(name: str, part: str, members: int = 3, double: bool = True) ->
     return posterior.eval()
 
 
-@pytest.mark.parametrize(("name", "part"), INNER.items())
+@pytest.mark.parametrize(("name", "part"), [*INNER.items(), *OF_DECODERS.items()])
 @pytest.mark.parametrize("fold", [False, True])
 @torch.no_grad()
 def test_members_in_one_pass_are_members_one_by_one(name: str, part: str, fold: bool) -> None:
@@ -386,6 +391,92 @@ def test_every_posterior_moves_its_part_of_any_model_and_nothing_else(outer: str
         columns = posterior.statistics(x, noise)
     assert columns["log_px_members"].shape == (3, 2)
     assert columns["log_px_members"].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["vae", "vae-mlp"])
+@pytest.mark.parametrize("rows", [4, 16])
+@torch.no_grad()
+def test_memory_stays_bounded_as_members_grow(monkeypatch: pytest.MonkeyPatch, name: str, rows: int) -> None:
+    """No call to the pixels' likelihood sees more than so many rows, of however many members."""
+    posterior = posterior_of(name, "decoder", 9)
+    expected = posterior.log_px_members(some_images(3), noise_of(3))
+    monkeypatch.setattr(latent, "DECODER_ROWS", rows)
+    monkeypatch.setattr(posterior_room, "DECODER_ROWS", rows)
+    seen: list[int] = []
+    log_prob = LogisticMixture.log_prob
+
+    def watch(self: LogisticMixture, x: Tensor, parameters: Tensor) -> Tensor:
+        seen.append(len(parameters))
+        return log_prob(self, x, parameters)
+
+    monkeypatch.setattr(LogisticMixture, "log_prob", watch)
+    found = posterior.log_px_members(some_images(3), noise_of(3))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert max(seen) <= rows
+    assert sum(seen) == 9 * 3 * 3  # members, images, draws
+
+
+class Normalised(DensityModel):
+    """Batch normalisation of brightness, whose statistics and scale are all that log P depends on."""
+
+    likelihood = Likelihood.EXACT
+
+    def __init__(self, shape: tuple[int, int, int] = (1, 1, 1)) -> None:
+        super().__init__(shape)
+        self.gain = nn.Parameter(torch.ones(()))
+        self.norm = nn.BatchNorm1d(1)
+
+    def log_prob(self, x: Tensor, noise: Noise) -> Tensor:
+        return -self.norm(self.gain * x.float().flatten(1).mean(1, keepdim=True)).square()[:, 0]
+
+
+def test_normalisation_statistics_are_those_of_each_members_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, "normalised", Normalised)
+    posterior = SWAG((1, 1, 1), "normalised", members=3)
+    posterior.inner.norm(torch.full((5, 1), 7.0))  # what was seen before counts for nothing
+    for gain in (1.0, 2.0, 5.0):
+        posterior.keep({**posterior.random, "gain": torch.tensor(gain)})
+    batches = [(some_images(6, (1, 2, 2), seed), noise_of(6)) for seed in range(4)]
+    posterior.train().refresh(lambda k: batches[k], 4)
+    bright = [x.float().flatten(1).mean(1) for x, _ in batches]
+    means, variances = torch.stack([b.mean() for b in bright]), torch.stack([b.var() for b in bright])
+    gains = torch.tensor([1.0, 2.0, 5.0])
+    torch.testing.assert_close(posterior.stack("norm.running_mean")[:, 0], gains * means.mean())
+    torch.testing.assert_close(posterior.stack("norm.running_var")[:, 0], gains.square() * variances.mean())
+    with torch.no_grad():
+        columns = posterior.eval().log_px_members(batches[0][0], noise_of(6))
+    torch.testing.assert_close(columns, columns[:, :1].expand(-1, 3), rtol=1e-3, atol=1e-3)  # normalised away
+    expected = -(bright[0] - means.mean()).square() / variances.mean()
+    torch.testing.assert_close(columns[:, 0], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["glow", "inflow", "tsc-vae"])
+@torch.no_grad()
+def test_an_ensembles_members_keep_their_own_buffers(name: str) -> None:
+    """What calibration fitted to each training's images, say."""
+
+    @dataclass
+    class Trained:
+        module: DensityModel
+        name: str = ""
+        dataset: str = ""
+
+    ensemble, alone = MODELS.get(f"ensemble({name})")((3, 8, 8), config=CONFIGS[name], members=2).eval(), []
+    for seed in range(2):
+        module = tiny(name)
+        perturb(module, 0.2, seed)
+        module.calibrate(smooth_images(40, (3, 8, 8), seed), smooth_images(40, (3, 8, 8), seed + 10))
+        for buffer in module.buffers():
+            if seed and buffer.shape == ():  # thresholds, sizes of steps
+                buffer.mul_(0.5)
+        ensemble.start(Trained(module))
+        alone.append(module.eval())
+    x, noise = smooth_images(5), noise_of(5)
+    expected = torch.stack([module.log_prob(x, noise) for module in alone], 1)
+    torch.testing.assert_close(ensemble.statistics(x, noise)["log_px_members"], expected)
+    for key, buffer in alone[0].named_buffers():
+        if key in alone[0].state_dict():
+            assert torch.equal(ensemble.models()[0].get_buffer(key), buffer)
 
 
 def test_members_are_stacked_on_disk_and_come_back(tmp_path: Path) -> None:

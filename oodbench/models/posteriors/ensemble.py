@@ -1,10 +1,13 @@
 """An ensemble of independent trainings (Lakshminarayanan et al. 2017): the control of every posterior."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from oodbench.errors import OodbenchError
+from oodbench.models.noise import Noise
 from oodbench.models.posteriors.posterior import WeightPosterior
 
 if TYPE_CHECKING:
@@ -31,3 +34,6 @@ class Ensemble(WeightPosterior):
 
     def collect_after(self, step: int, recipe: "Recipe", optimizer: torch.optim.Optimizer) -> None:
         """Its members are there from the start."""
+
+    def refresh(self, batch: Callable[[int], tuple[Tensor, Noise]], batches: int) -> None:
+        """They keep the statistics of their own trainings."""

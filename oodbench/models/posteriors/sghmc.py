@@ -61,7 +61,8 @@ class SGHMC(WeightPosterior):
     """Members are states of one chain of `HamiltonianDynamics` that starts at the trained weights.
 
     The first share `burn_in` of the steps is dropped, then every (rest / M)-th state is kept. `steps` is "constant", or
-    "cyclic": M cosine cycles after the burn-in, each ending in a member (Zhang et al. 2020, Equation 1).
+    "cyclic": M cosine cycles after the burn-in, each ending in a member (Zhang et al. 2020, Equation 1; with noise from
+    a cycle's start on, where Algorithm 1 there may begin by descending without any).
     """
 
     def __init__(

@@ -21,8 +21,7 @@ class SWAG(WeightPosterior):
 
     mean and diag are moments of the weights after every `every` steps of gradient descent at a constant rate, from the
     share `burn_in` on; D (d, R) their last `rank` deviations from the running mean; e_1 and e_2 standard normal.
-    `scale` multiplies the covariance (1 in the paper). Members are drawn once, at the end. None of our models keeps
-    batch normalisation's statistics, which SWAG would have to refresh.
+    `scale` multiplies the covariance (1 in the paper). Members are drawn once, at the end.
     """
 
     def __init__(

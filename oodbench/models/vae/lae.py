@@ -47,6 +47,8 @@ class LAE(DenseVAE):
     rounding, which depends on the batch, gave a white one 520 nats more or less.
     """
 
+    encoder_alone = False  # its decoder shapes q(z | x) too
+
     def __init__(
         self,
         shape: tuple[int, int, int],

@@ -7,6 +7,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class LatentModel(DensityModel):
 
     likelihood = Likelihood.LOWER_BOUND
     columns = ("log_px", "log_px_error", "elbo", "reconstruction", "kl", "posterior_mean_norm", "posterior_std_norm")
+
+    encoder_alone: ClassVar[bool] = True  # q(z | x) depends on no weight of the decoder
 
     latent_shape: tuple[int, ...]
 
@@ -129,7 +132,7 @@ def importance_weighted_members(
 ) -> Tensor:
     """log P(x | theta_m) (B, M) in nats; each of `decoders` gives log P(x | z, theta_m) (m, n) of some members.
 
-    Encoder, prior and draws are the model's: a posterior that its own decoder shaped is a valid proposal for all.
+    Encoder, prior and draws are the model's, whose q(z | x) is the `encoder_alone`.
     """
     log_weights = []
     for z, log_ratio in _draws(model, model.posterior(x, noise), noise, draws):

@@ -35,6 +35,8 @@ class VLAE(DenseVAE):
     images lost 3,000 nats). The reported number is the importance-weighted bound, as for every VAE.
     """
 
+    encoder_alone = False  # its decoder shapes q(z | x) too
+
     def __init__(
         self,
         shape: tuple[int, int, int],
