@@ -86,8 +86,8 @@ class Linear(nn.Module):
 class Perceptron(nn.Sequential):
     """Linear maps with ReLUs in between, (B, sizes[0]) -> (B, sizes[-1]); `zero` starts it as the zero function.
 
-    Where gradients are asked its layers are called one after another, as a `Sequential` does: Bayes by Backprop hooks
-    them, a refit puts others in their place.
+    In training, and where gradients are asked, its layers are called one after another, as a `Sequential` does: Bayes
+    by Backprop hooks them, a refit puts others in their place. It cannot be sliced.
     """
 
     def __init__(self, *sizes: int, zero: bool = True) -> None:
@@ -128,7 +128,7 @@ class Skipped(nn.Module):
     def sum(self, x: Tensor) -> Tensor:
         """(B, inputs) -> (B, outputs - idle) in the dtype of x."""
         exact = network_dtype(self.linear.weight) == x.dtype  # else roundings differ, which no row's company may decide
-        if torch.is_grad_enabled() or (exact and len(x) < _ROWS):
+        if self.training or torch.is_grad_enabled() or (exact and len(x) < _ROWS):
             out: Tensor = (self.linear(x) + self.layers(x))[:, self.idle :]
             return out
         hidden = self.layers.hidden(x)
@@ -202,7 +202,7 @@ class ImageDecoder(nn.Module):
 
 def _through(layer: nn.Module, x: Tensor, relu: bool = False) -> Tensor:
     """What a layer gives, rectified or not; one of ours in evaluation by `Affine`, in the network dtype."""
-    if type(layer) is Linear and not torch.is_grad_enabled():
+    if type(layer) is Linear and not (layer.training or torch.is_grad_enabled()):
         return layer.affine_now()(x, relu)
     out: Tensor = layer(x)
     return out.relu_() if relu else out

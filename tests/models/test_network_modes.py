@@ -174,6 +174,7 @@ def test_one_product_in_evaluation_is_the_sum_of_two_networks_in_training(
 ) -> None:
     module = Skipped()
     module.linear, module.layers, module.idle = vectors.Linear(6, 50), Perceptron(6, 40, 30, 50, zero=False), idle
+    module.eval()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x = torch.randn(rows, 6)

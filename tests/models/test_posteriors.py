@@ -215,7 +215,7 @@ def test_every_row_that_a_perceptron_decodes_has_weights_of_its_own() -> None:
         out = posterior.inner.decoder(z).flatten(1)
     apart = torch.corrcoef(out[:, :40].T).fill_diagonal_(0)
     assert float(out.std(0).min()) > 0.05
-    hidden = posterior.inner.decoder.layers[:-1](z[:1])
+    hidden = posterior.inner.decoder.layers.hidden(z[:1])
     last = 0.05 * (z[0].square().sum() + hidden.square().sum() + 2).sqrt()
     assert float(out.std(0).mean()) > float(last)  # of the last layer alone; those below it add to it
     assert float(apart.abs().mean()) < 0.9
