@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oodbench.engine.lanes import lanes
+from oodbench.models.networks import Perceptron
 from oodbench.models.nn import Linear, networks
 from oodbench.models.noise import Noise
 from oodbench.models.vae.latent import importance_weighted
@@ -28,11 +29,8 @@ class OneHidden(VAE):
 
     def __init__(self, draws: int) -> None:
         super().__init__(SHAPE, LATENTS, 1, draws=draws, network="dense", observation="bernoulli")
-        self.encoder = nn.Sequential(
-            nn.Flatten(), Linear(PIXELS, HIDDEN), nn.ReLU(inplace=True), Linear(HIDDEN, 2 * LATENTS)
-        )
-        last = nn.Unflatten(1, SHAPE)
-        self.decoder = nn.Sequential(Linear(LATENTS, HIDDEN), nn.ReLU(inplace=True), Linear(HIDDEN, PIXELS), last)
+        self.encoder = nn.Sequential(nn.Flatten(), Perceptron(PIXELS, HIDDEN, 2 * LATENTS, zero=False))
+        self.decoder = nn.Sequential(Perceptron(LATENTS, HIDDEN, PIXELS, zero=False), nn.Unflatten(1, SHAPE))
 
     def values(self, x: Tensor) -> Tensor:
         """uint8 -> 0 and 1."""
@@ -60,8 +58,7 @@ def pythae_vae(model: OneHidden) -> nn.Module:
     from pythae import models
 
     theirs = models.VAE(models.VAEConfig(input_dim=SHAPE, latent_dim=LATENTS, reconstruction_loss="bce")).eval()
-    first, last = (cast(Linear, model.encoder[k]) for k in (1, 3))
-    up, out = (cast(Linear, model.decoder[k]) for k in (0, 2))
+    (first, last), (up, out) = linear_maps(model.encoder), linear_maps(model.decoder)
     weights = [first.weight, first.bias]
     for half in range(2):
         weights += [last.weight.chunk(2)[half], last.bias.chunk(2)[half]]
@@ -73,15 +70,32 @@ def pythae_vae(model: OneHidden) -> nn.Module:
     return cast(nn.Module, theirs)
 
 
+def linear_maps(network: nn.Module) -> list[Linear]:
+    """The two of an encoder or a decoder."""
+    return [layer for layer in network.modules() if isinstance(layer, Linear)]
+
+
+def in_plain_torch(network: nn.Module) -> nn.Sequential:
+    """The same map of vectors, with our weights in torch's own layers."""
+    layers: list[nn.Module] = []
+    for ours in linear_maps(network):
+        theirs = nn.Linear(ours.weight.shape[1], ours.weight.shape[0])
+        theirs.load_state_dict({"weight": ours.weight, "bias": ours.bias})
+        layers += [theirs, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1])
+
+
 class Loop(nn.Module):
     """What one writes in plain torch: encode a batch, then for every draw decode it and keep the weight."""
 
     def __init__(self, model: OneHidden) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.draws = model.encoder, model.decoder, model.draws
+        self.encoder, self.decoder = in_plain_torch(model.encoder), in_plain_torch(model.decoder)
+        self.draws = model.draws
 
     def forward(self, x: Tensor) -> Tensor:
         """0 and 1 (B, 1, 28, 28) -> log P (B,) in nats."""
+        x = x.flatten(1)
         mean, log_variance = self.encoder(x).chunk(2, 1)
         std = torch.exp(0.5 * log_variance)
         weights = []
@@ -89,7 +103,7 @@ class Loop(nn.Module):
             e = torch.randn_like(mean)
             z = mean + std * e
             logits = self.decoder(z)
-            likelihood = -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2, 3))
+            likelihood = -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)
             weights.append(likelihood + 0.5 * (e.square() - z.square() + log_variance).sum(1))
         return torch.logsumexp(torch.stack(weights), 0) - math.log(self.draws)
 
@@ -107,7 +121,7 @@ def in_batches(estimate: Callable[[Tensor], object], x: Tensor, batch: int) -> C
 
 def decoder_products(model: OneHidden, images: int, rows: int, dtype: torch.dtype) -> Callable[[], None]:
     """The floor: the decoder's two matrix products of all images and draws, `rows` at a time, and nothing else."""
-    layers = [cast(Linear, model.decoder[k]) for k in (0, 2)]
+    layers = linear_maps(model.decoder)
     weights = [(layer.weight.detach().to(dtype).t(), layer.bias.detach().to(dtype)) for layer in layers]
     z = torch.randn(rows, LATENTS).to(dtype)
 

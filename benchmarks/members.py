@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--members", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--model", choices=sorted({name for name, _, _ in CASES}), help="one kind of decoder alone")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
@@ -44,6 +45,8 @@ def main() -> None:
     print(f"decoder posteriors, {SHAPE}, {arguments.threads} threads, n = {arguments.repeats}; in times of one member")
     print(f"{'':40}{'one member':>14}{f'{m} in one pass':>18}{'plain loop':>14}")
     for name, config, batch in CASES:
+        if arguments.model not in (None, name):
+            continue
         one, many = posterior(name, config, 1), posterior(name, config, m)
         x = torch.randint(0, 256, (batch, *SHAPE), dtype=torch.uint8)
         noise = Noise.of(torch.arange(batch))

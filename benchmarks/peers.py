@@ -39,7 +39,6 @@ from oodbench.engine.device import keep_freed_memory
 from oodbench.models.flows.flow import Flow
 from oodbench.models.flows.glow import Glow
 from oodbench.models.noise import Noise
-from oodbench.models.vae.latent import DECODER_ROWS
 
 
 def main() -> None:
@@ -232,7 +231,7 @@ def vae_row(arguments: argparse.Namespace, n: int = 256, batch: int = 64, draws:
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         contenders[f"ours {precision}"] = importance.ours(model, pixels, batch, dtype, side_by_side=True)
         contenders[f"ours {precision}, no lanes"] = importance.ours(model, pixels, batch, dtype, side_by_side=False)
-        contenders[f"floor {precision}"] = importance.decoder_products(model, n, DECODER_ROWS, dtype)
+        contenders[f"floor {precision}"] = importance.decoder_products(model, n, 512, dtype)
     print_table(
         f"VAE 784-512-64, Bernoulli pixels, K = {draws}, batch {batch}, {n} images a turn",
         in_turns(contenders, arguments.repeats, FreedMemory(4 * batch * 784)),

@@ -170,9 +170,24 @@ def compare(
 )
 @computing
 def suite(
-    name: Annotated[str, typer.Argument(help="A suite's name, or a path that ends in .toml.")],
-    in_: In = None,
-    model: Models = None,
+    name: Annotated[
+        str, typer.Argument(help="A suite's name, of `oodbench list suites`, or a path that ends in .toml.")
+    ],
+    in_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--in",
+            envvar="OODBENCH_IN",
+            help="Its pairs with this in-distribution data set alone; may be repeated.",
+            metavar="NAME",
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", envvar="OODBENCH_MODEL", help="This one of its models alone; may be repeated.", metavar="NAME"
+        ),
+    ] = None,
     train: Annotated[
         bool, typer.Option("--train", envvar="OODBENCH_TRAIN", help="Train the models that have no weights first.")
     ] = False,

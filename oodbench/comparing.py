@@ -136,9 +136,9 @@ def _plan(contenders: list[Contender], baseline: tuple[str, str] | None, name: s
         pairs = [(b, a) if getattr(a, kind) == against else (a, b) for a, b in pairs]
         pairs = [(a, b) for a, b in pairs if getattr(b, kind) == against != getattr(a, kind)]
     if not pairs:
+        what = "compare" if baseline is None else f"compare {baseline[1]} with"
         raise OodbenchError(
-            f"There is nothing to compare on {name}: name two detectors of one model, or two models for one detector"
-            + (f", besides what {baseline[1]!r} can be compared with." if baseline else ".")
+            f"There is nothing to {what} on {name}: name two detectors of one model, or two models for one detector."
         )
     return pairs
 

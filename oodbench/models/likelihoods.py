@@ -17,6 +17,7 @@ from oodbench.models.nn import Convolution
 from oodbench.models.noise import Noise
 
 __all__ = [
+    "by_image",
     "logistic_expansion",
     "logistic_mixture_channels",
     "logistic_mixture_head",
@@ -29,6 +30,12 @@ __all__ = [
 
 _HALF_BIN = 1 / 255  # on the scale where 0 ... 255 is -1 ... 1
 _MIN_LOG_SCALE = -7.0
+_FAR = 1e30  # an edge at infinity that still can be multiplied by 0
+
+
+def by_image(x: Tensor, parameters: Tensor) -> Tensor:
+    """(B, k, ...) of (B * k, ...): the k of every image of (B, ...)."""
+    return parameters.reshape(len(x), len(parameters) // max(1, len(x)), *parameters.shape[1:])
 
 
 def logistic_mixture_channels(channels: int, mixtures: int) -> int:
@@ -62,39 +69,36 @@ def logistic_mixture_head(inputs: int, channels: int, mixtures: int) -> Convolut
 
 
 def logistic_mixture_log_prob(x: Tensor, parameters: Tensor, mixtures: int) -> Tensor:
-    """log P of uint8 images (B, C, H, W) in nats (B,), from parameters (B, logistic_mixture_channels, H, W).
+    """log P in nats (n,) of uint8 images (B, C, H, W), from parameters (n, logistic_mixture_channels, H, W).
 
-    With t = |x - m| / s and half a bin h = w / 2 in units of s, the difference of two sigmoids is
+    n is a multiple of B: an image has as many sets of parameters as any other, one after another.
 
-        2 sinh(h) e^-t / (1 + 2 cosh(h) e^-t + e^-2t),  sinh(h) = tanh(h) cosh(h),
+    With the distances a = (m - upper) / s and b = (lower - m) / s of the mean from the bin's two edges, each positive
+    beyond its edge, and half a bin h in units of s, the difference of two sigmoids is
+
+        sigmoid(-a) sigmoid(-b) (1 - e^-2h),    1 - e^-2h = tanh(h) / sigmoid(2h),
 
     so that its logarithm is exact at any distance from the mean (no clamped probabilities, no differences of near
-    numbers) and costs one exponential and one logarithm.
+    numbers). An edge at infinity is a number so large that its sigmoid is 1 whatever m and s are. Sigmoids are by far
+    the cheapest of the functions with an exponential inside; a logarithm of each factor would cost most.
     """
-    logits, means, log_scales, coefficients = _unpack(parameters, x.shape[1], mixtures)
-    byte = x[:, :, None]  # (B, C, 1, H, W)
-    value = byte.to(parameters.dtype) / 127.5 - 1
+    logits, means, log_scales, coefficients = _unpack(by_image(x, parameters), x.shape[1], mixtures)
+    value, lower, upper, half = (t[:, None, :, None] for t in _bins(x, parameters.dtype))  # (B, 1, C, 1, H, W)
+    centres = _coupled(means, coefficients, value)
     inverse_scale = torch.exp(-log_scales)
-    z = (value - _coupled(means, coefficients, value)) * inverse_scale
-    half = _HALF_BIN * inverse_scale
-    # 0 and 255 have one edge only: log sigmoid(a) = min(a, 0) - log(1 + exp(-|a|)) of a = z + h or h - z. Blended by
-    # products, which run several times faster than choices by a mask.
-    last = (byte == 255).to(z.dtype)
-    edge = (byte == 0).to(z.dtype) + last
-    inner = 1 - edge
-    a = torch.addcmul((1 - 2 * last) * z, edge, half)  # z itself, where there are two edges
-    distance = a.abs()
-    decay = torch.exp(-distance)
-    growth = torch.exp(half)
-    twice_cosh = growth + 1 / growth
-    numerator = torch.addcmul(edge, inner, torch.tanh(half) * twice_cosh)
-    denominator = 1 + decay * (edge + inner * (twice_cosh + decay))
-    log_probs = torch.log(numerator / denominator) - torch.addcmul(inner * distance, edge, torch.relu(-a))
-    per_component = log_probs.sum(1)  # (B, K, H, W)
+    over, under = (centres - upper) * inverse_scale, (lower - centres) * inverse_scale
+    width = half * inverse_scale
+    # log sigmoid(-a) = log sigmoid(|a|) - (|a| + a) / 2, whose gradient is right at 0 too.
+    of_over, of_under = over.abs(), under.abs()
+    near = torch.sigmoid(of_over) * torch.sigmoid(of_under) * (torch.tanh(width) / torch.sigmoid(2 * width))
+    log_probs = torch.sub(near.log(), (of_over + over) + (of_under + under), alpha=0.5)
     if mixtures == 1:
-        return per_component.sum((1, 2, 3))
-    mixed = torch.logsumexp(per_component + logits, 1) - torch.logsumexp(logits, 1)
-    return mixed.sum((1, 2))
+        of_columns = log_probs.sum(-2).flatten(2)
+    else:
+        of_pixels = torch.logsumexp(log_probs.sum(2) + logits, 2) - torch.logsumexp(logits, 2)
+        of_columns = of_pixels.sum(-2)
+    # Exactly, once they are few: at thousands of nats two float32 are 0.0001 apart.
+    return of_columns.double().sum(2).to(parameters.dtype).flatten()
 
 
 def logistic_expansion(x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,26 +179,41 @@ def sample_logistic_mixture(parameters: Tensor, channels: int, mixtures: int, no
     return ((value[:, :, 0] + 1) * 127.5).round().to(torch.uint8)
 
 
-def _unpack(parameters: Tensor, channels: int, mixtures: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weight logits (B, K, H, W); means, log-scales (B, C, K, H, W); coefficients (B, C(C-1)/2, K, H, W).
+def _bins(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of bytes: their values on -1 ... 1, both edges of their bins, and half the bins' widths."""
+    value = x.to(dtype) / 127.5 - 1
+    first, last = x == 0, x == 255
+    lower = (value - _HALF_BIN).masked_fill(first, -_FAR)
+    upper = (value + _HALF_BIN).masked_fill(last, _FAR)
+    return value, lower, upper, torch.full_like(value, _HALF_BIN).masked_fill(first | last, _FAR)
 
-    Pixels last, where arithmetic runs many times faster than on a few components.
+
+def _unpack(parameters: Tensor, channels: int, mixtures: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of (..., P, H, W): weight logits (..., K, H, W); means, log-scales (..., C, K, H, W); coefficients
+    (..., C(C-1)/2, K, H, W).
+
+    The logit of one component alone says nothing: it may be left out, and 0 stands for it. Pixels last, where
+    arithmetic runs many times faster than on a few components.
     """
     parameters = parameters.contiguous()
     pairs = channels * (channels - 1) // 2
-    logits, rest = parameters[:, :mixtures], parameters[:, mixtures:]
-    rest = rest.reshape(len(rest), 2 * channels + pairs, mixtures, *rest.shape[2:])
-    means, log_scales, coefficients = torch.split(rest, [channels, channels, pairs], 1)
+    numbers = mixtures * (2 * channels + pairs)
+    logits, rest = torch.split(parameters, [parameters.shape[-3] - numbers, numbers], -3)
+    if mixtures == 1:
+        logits = parameters.new_zeros(()).expand(*parameters.shape[:-3], 1, *parameters.shape[-2:])
+    rest = rest.reshape(*rest.shape[:-3], 2 * channels + pairs, mixtures, *rest.shape[-2:])
+    means, log_scales, coefficients = torch.split(rest, [channels, channels, pairs], -4)
     return logits, means, log_scales.clamp_min(_MIN_LOG_SCALE), torch.tanh(coefficients)
 
 
 def _coupled(means: Tensor, coefficients: Tensor, value: Tensor) -> Tensor:
     """Means with the linear shift by earlier channels: m_c + sum_{d<c} a_cd x_d."""
-    channels = means.shape[1]
-    shifted = [means[:, :1]]
-    pair = 0
+    channels = means.shape[-4]
+    if channels == 1:
+        return means
+    of_channels, of_pairs, earlier = means.unbind(-4), coefficients.unbind(-4), value.unbind(-4)
+    shifted, pair = [of_channels[0]], 0
     for c in range(1, channels):
-        earlier = (coefficients[:, pair : pair + c] * value[:, :c]).sum(1, keepdim=True)
-        shifted.append(means[:, c : c + 1] + earlier)
+        shifted.append(of_channels[c] + sum(of_pairs[pair + d] * earlier[d] for d in range(c)))
         pair += c
-    return torch.cat(shifted, 1) if channels > 1 else means
+    return torch.stack(shifted, -4)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
+from oodbench.models.affine import Affine
 
 __all__ = ["Convolution", "Linear", "folded", "in_cache", "network_dtype", "networks", "rectified"]
 
@@ -169,6 +170,11 @@ class Linear(nn.Module):
         """Weight and bias in the network dtype, of a layer without a mask."""
         ((_, weight, bias),) = self.blocks_now()
         return weight, bias
+
+    @folded
+    def affine_now(self) -> Affine:
+        """The map for evaluation, of a layer without a mask."""
+        return Affine(*self.parameters_now())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs) in the dtype of x."""

@@ -27,7 +27,8 @@ class LinearLatents(LatentModel):
         return x.flatten(1).double() / 127.5 - 1
 
     def log_px_given_z(self, x: Tensor, z: Tensor) -> Tensor:
-        return Normal(z @ self.w.T + self.c, SIGMA).log_prob(self.value(x)).sum(1)
+        mean = (z @ self.w.T + self.c).unflatten(0, (len(x), -1))
+        return Normal(mean, SIGMA).log_prob(self.value(x)[:, None]).sum(2).flatten()
 
     def decode_sample(self, z: Tensor, noise: Noise) -> Tensor:
         value = z @ self.w.T + self.c + SIGMA * noise.normal((PIXELS,), "pixels").double()

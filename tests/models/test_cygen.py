@@ -44,7 +44,7 @@ class LinearGaussian(CyGen):
         return mean, self.std.expand_as(mean)
 
     def log_px_given_z(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.log_density(self.values(x), z)
+        return self.log_density(self.values(x).repeat_interleave(len(z) // len(x), 0), z)
 
     def log_density(self, value: Tensor, z: Tensor) -> Tensor:
         return Normal(z @ self.w.T + self.c, SIGMA).log_prob(value.flatten(1)).sum(1)

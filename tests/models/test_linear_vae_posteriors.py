@@ -9,7 +9,7 @@ from posterior_training import recipe, register, run
 from torch import Tensor
 from torch.distributions import Normal
 
-from oodbench.models.networks import Linear
+from oodbench.models.nn import Linear
 from oodbench.models.noise import Noise
 from oodbench.models.posteriors.bbb import BBB
 from oodbench.models.posteriors.sghmc import SGHMC, SGLD
@@ -18,6 +18,7 @@ from oodbench.models.vae.latent import LatentModel
 from oodbench.models.vae.posteriors import Gaussian
 
 SHAPE, PIXELS, LATENTS, SIGMA, IMAGES, BATCH = (1, 4, 4), 16, 2, 0.2, 40, 20
+PRIOR = 0.04  # of weights: says as much as the images do
 
 
 class LinearVAE(LatentModel):
@@ -65,7 +66,7 @@ class Rows:
     """The Gaussian posterior of a pixel's weights (W_j, c_j) with the true encoder and the prior N(0, s^2)."""
 
     model: LinearVAE
-    prior_std: float = 1.0
+    prior_std: float
 
     @property
     def precision(self) -> Tensor:
@@ -101,12 +102,12 @@ def model(monkeypatch: pytest.MonkeyPatch) -> LinearVAE:
 @pytest.mark.parametrize("sampler", [SGHMC, SGLD])
 def test_the_moments_of_chains_converge_to_the_posterior_as_the_step_shrinks(model: LinearVAE, sampler: Any) -> None:
     """From gradients of random batches, with a random latent each."""
-    exact, errors = Rows(model, 0.5), []
+    exact, errors = Rows(model, PRIOR), []
     covariance = torch.linalg.inv(exact.precision)
     # The velocity of 1 / 0.3 steps makes them so much longer.
     options, shorter = ({"friction": 0.3}, 0.3) if sampler is SGHMC else ({}, 1.0)
     for rate, steps in ((0.3, 400), (0.04, 1500)):
-        posterior = sampler(SHAPE, "linear-vae", members=300, part="decoder", burn_in=0.2, prior_std=0.5, **options)
+        posterior = sampler(SHAPE, "linear-vae", members=300, part="decoder", burn_in=0.2, prior_std=PRIOR, **options)
         run(posterior, recipe(steps, shorter * rate), IMAGES, x=model.images, batch=BATCH)
         away = members(posterior) - exact.mean
         found = torch.einsum("mpi,mpj->ij", away, away) / (300 * PIXELS)
@@ -138,8 +139,8 @@ def test_a_chain_under_exact_bounds_samples_the_true_posterior_of_the_mean(model
 
 def test_bayes_by_backprop_reaches_the_best_mean_field_solution(model: LinearVAE) -> None:
     """Of the Gaussians with independent weights that with the posterior's mean and 1 / its precision's diagonal."""
-    exact = Rows(model, 0.5)
-    posterior = BBB(SHAPE, "linear-vae", members=400, part="decoder", prior_std=0.5, start_std=0.005)
+    exact = Rows(model, PRIOR)
+    posterior = BBB(SHAPE, "linear-vae", members=400, part="decoder", prior_std=PRIOR, start_std=0.005)
     run(posterior, recipe(1000, 5e-4), IMAGES, x=model.images, batch=BATCH)
     expected = exact.precision.diagonal().rsqrt()
     scales = posterior.scales()

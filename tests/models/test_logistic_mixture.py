@@ -79,6 +79,21 @@ def test_far_from_the_mean_the_logarithm_falls_linearly_instead_of_becoming_minu
     assert float(log_probs(BYTES[-1:, None], p, 1)) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("byte", [0, 100, 127, 254, 255])
+def test_the_slope_is_right_where_the_mean_lies_on_an_edge_of_the_bin(byte: int) -> None:
+    """There the two sides of absolute values and maxima meet."""
+    value, half, log_scale = byte / 127.5 - 1, 1 / 255, -3.0
+    p = torch.tensor([[0.0, value + side, log_scale] for side in (-half, 0.0, half)], dtype=torch.float64)
+    p = p.reshape(3, 3, 1, 1).requires_grad_()
+    x = torch.full((3, 1, 1, 1), byte, dtype=torch.uint8)
+    (slope,) = torch.autograd.grad(logistic_mixture_log_prob(x, p, 1).sum(), p)
+    mean = p[:, 1, 0, 0].detach()
+    below = torch.sigmoid((value - half - mean) / math.exp(log_scale)) if byte > 0 else torch.zeros(3)
+    above = torch.sigmoid((mean - value - half) / math.exp(log_scale)) if byte < 255 else torch.zeros(3)
+    expected = (below - above) * math.exp(-log_scale)  # d log [F(upper) - F(lower)] / d mean, F a logistic's
+    torch.testing.assert_close(slope[:, 1, 0, 0], expected.double(), rtol=1e-9, atol=1e-9)
+
+
 def test_all_pairs_of_two_channels_sum_to_one_and_the_channels_depend_on_each_other():
     mixtures = 3
     for seed, log_scale in ((0, -1.0), (1, -3.0), (2, -5.0)):

@@ -9,6 +9,7 @@ from tiny_models import noise_of, some_images, tiny
 
 from oodbench.models import nn as room
 from oodbench.models.flows.networks import ConvolutionNetwork
+from oodbench.models.networks import Perceptron, Skipped
 from oodbench.models.nn import Convolution, Linear, folded, in_cache, network_dtype, networks, rectified
 
 
@@ -202,3 +203,39 @@ def test_a_coupling_network_gives_the_same_in_parts_and_at_once(monkeypatch: pyt
     with torch.inference_mode():
         assert len(in_cache(x.permute(0, 3, 1, 2), 32)) == 3
         torch.testing.assert_close(network(x), whole)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("rows", [3, 200])  # by torch, by oneDNN
+@pytest.mark.parametrize("idle", [0, 7])
+def test_one_product_in_evaluation_is_the_sum_of_two_networks_in_training(
+    dtype: torch.dtype | None, rows: int, idle: int
+) -> None:
+    module = Skipped()
+    module.linear, module.layers, module.idle = Linear(6, 50), Perceptron(6, 40, 30, 50, zero=False), idle
+    module.eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(rows, 6)
+    with torch.no_grad():
+        network = module.layers[4](module.layers[2](module.layers[0](x).relu()).relu())
+        expected = (module.linear(x) + network)[:, idle:]
+    assert torch.equal(module.sum(x), expected)
+    for fold in (False, True):
+        with networks(dtype, fold), torch.inference_mode():
+            for _ in range(2):  # with fresh weights, and with those that are folded
+                found, inner = module.sum(x), module.layers(x)
+                assert found.dtype == inner.dtype == torch.float32
+                tolerance = 1e-5 if dtype is None else 0.15
+                torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+                torch.testing.assert_close(inner, network, rtol=tolerance, atol=tolerance)
+
+
+def test_the_layers_of_a_perceptron_are_called_where_gradients_are_asked() -> None:
+    """What is hooked to them, or stands in their place, is heard."""
+    module, called = Perceptron(3, 4, 5, 2), []
+    for layer in module:
+        if isinstance(layer, Linear):
+            layer.register_forward_hook(lambda layer, arguments, out: called.append(layer))
+    module(torch.randn(2, 3))
+    assert called == [module[0], module[2], module[4]]

@@ -34,6 +34,31 @@ def log_probs(name: str, x: Tensor, p: Tensor) -> Tensor:
     return observation(name, x.shape[1], 2).log_prob(x, p.expand(len(x), -1, -1, -1))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_many_parameters_of_one_image_are_those_of_its_copies(name: str, channels: int) -> None:
+    shown, draws = observation(name, channels, 2), 5
+    p = torch.cat([parameters(name, channels, (2, 3), seed) for seed in range(4 * draws)]).requires_grad_()
+    x = some_images(4, (channels, 2, 3))
+    x[0], x[1] = 0, 255
+    together, apart = shown.log_prob(x, p), shown.log_prob(x.repeat_interleave(draws, 0), p)
+    torch.testing.assert_close(together, apart, rtol=1e-12, atol=0)
+    assert len(set(together.tolist())) == 4 * draws
+    ours, theirs = (torch.autograd.grad(values.sum(), p)[0] for values in (together, apart))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_idle_may_be_left_out(channels: int) -> None:
+    shown = observation("logistic", channels, 1)
+    p = torch.cat([parameters("logistic", channels, (2, 2), seed)[:, ::2] for seed in range(3)])
+    x, noise = some_images(3, (channels, 2, 2)), Noise.of(torch.arange(3))
+    assert (shown.idle, p.shape[1]) == (1, shown.outputs)
+    assert observation("logistic", channels, 2).idle == 0
+    for function in (lambda p: shown.log_prob(x, p), shown.mean, lambda p: shown.sample(p, noise)):
+        assert torch.equal(function(p[:, 1:]), function(p))
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.5, 40.0])
 def test_the_256_probabilities_of_a_category_sum_to_one(scale: float) -> None:
     p = parameters("categorical", 1, scale=scale)
@@ -136,7 +161,8 @@ def test_networks_on_vectors_start_at_the_principal_components_of_whole_images(n
     with torch.no_grad():
         mean, std = model.encode(x)
         torch.testing.assert_close((mean**2 + std**2).mean(0), torch.ones(latents).double(), rtol=1e-5, atol=1e-5)
-        at = slice(1, 1 + channels)  # the means, behind one mixture logit
+        first = 0 if network == "dense" else 1  # the means, behind one mixture logit where it is not left out
+        at = slice(first, first + channels)
         centre = model.decoder(torch.zeros(1, latents).double())[:, at]
         w = (model.decoder(torch.eye(latents).double())[:, at] - centre).flatten(1)
     centred = (x.double() / 127.5 - 1 - centre).flatten(1)

@@ -215,7 +215,7 @@ def test_every_row_that_a_perceptron_decodes_has_weights_of_its_own() -> None:
         out = posterior.inner.decoder(z).flatten(1)
     apart = torch.corrcoef(out[:, :40].T).fill_diagonal_(0)
     assert float(out.std(0).min()) > 0.05
-    hidden = posterior.inner.decoder.layers[:-1](z[:1])
+    hidden = posterior.inner.decoder.layers.hidden(z[:1])
     last = 0.05 * (z[0].square().sum() + hidden.square().sum() + 2).sqrt()
     assert float(out.std(0).mean()) > float(last)  # of the last layer alone; those below it add to it
     assert float(apart.abs().mean()) < 0.9
@@ -433,6 +433,7 @@ class Normalised(DensityModel):
 def test_normalisation_statistics_are_those_of_each_members_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, "normalised", Normalised)
     posterior = SWAG((1, 1, 1), "normalised", members=3)
+    posterior.inner.norm(torch.full((5, 1), 7.0))  # what was seen before counts for nothing
     for gain in (1.0, 2.0, 5.0):
         posterior.keep({**posterior.random, "gain": torch.tensor(gain)})
     batches = [(some_images(6, (1, 2, 2), seed), noise_of(6)) for seed in range(4)]

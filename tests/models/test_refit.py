@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from oodbench.errors import OodbenchError
-from oodbench.models import networks as vectors
-from oodbench.models.nn import Convolution, networks
+from oodbench.models.nn import Convolution, Linear, networks
 from oodbench.models.noise import Noise
 from oodbench.models.vae import refit as room
 from oodbench.models.vae.latent import LatentModel, importance_weighted
@@ -136,7 +135,7 @@ def test_in_evaluation_it_is_the_same_and_leaves_the_model_and_its_folded_weight
     [
         (Convolution(3, 5, (4, 4), (1, 1), stride=2), (3, 8, 12)),
         (nn.Conv2d(2, 3, (3, 1), padding=(1, 0), stride=(2, 1)), (2, 9, 5)),
-        (vectors.Linear(7, 4), (7,)),
+        (Linear(7, 4), (7,)),
         (nn.Linear(7, 4), (7,)),
     ],
 )

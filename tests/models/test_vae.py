@@ -39,7 +39,8 @@ class LinearGaussian(VAE):
         return mean[:, :, None, None], self.std.expand_as(mean)[:, :, None, None]
 
     def log_px_given_z(self, x: Tensor, z: Tensor) -> Tensor:
-        return Normal(z.flatten(1) @ self.w.T + self.c, SIGMA).log_prob(self.value(x)).sum(1)
+        mean = (z.flatten(1) @ self.w.T + self.c).unflatten(0, (len(x), -1))
+        return Normal(mean, SIGMA).log_prob(self.value(x)[:, None]).sum(2).flatten()
 
     def exact(self, x: Tensor) -> Tensor:
         covariance = self.w @ self.w.T + SIGMA**2 * torch.eye(PIXELS, dtype=torch.float64)

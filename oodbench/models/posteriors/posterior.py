@@ -14,7 +14,6 @@ from oodbench.models.nn import folded
 from oodbench.models.noise import Noise
 from oodbench.models.vae.latent import DECODER_ROWS, LatentModel, importance_weighted_members
 from oodbench.models.vae.networks import DenseDecoder, DenseDecoders
-from oodbench.models.vae.observations import Observation
 from oodbench.models.vae.vae import VAE
 from oodbench.registry import MODELS
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from oodbench.training.recipe import Recipe
 
 __all__ = ["WeightPosterior"]
+
+_MANY = 64  # latents, of which on members run faster one after the other: each fills the cores of a CPU
 
 
 class WeightPosterior(DensityModel):
@@ -113,11 +114,11 @@ class WeightPosterior(DensityModel):
 
     @folded
     def decoders(self) -> list[Callable[[Tensor, Tensor], Tensor]]:
-        """(x, z) -> log P(x | z, theta_m) (m, B): one each of convolutions, all fully connected ones at once."""
+        """(x, z) -> log P(x | z, theta_m) (m, n): one each of convolutions, all fully connected ones at once."""
         models = cast("list[LatentModel]", self.models())
         first = models[0]
         if isinstance(first, VAE) and isinstance(first.decoder, DenseDecoder):
-            return [_together(first.pixel, DenseDecoders([cast(VAE, model).decoder for model in models]), len(models))]
+            return [_together(cast("list[VAE]", models))]
         return [_alone(model) for model in models]
 
     def statistics(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
@@ -190,10 +191,14 @@ def _alone(model: LatentModel) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, z: model.log_px_given_z(x, z)[None]
 
 
-def _together(pixel: Observation, decoders: DenseDecoders, members: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _together(models: list[VAE]) -> Callable[[Tensor, Tensor], Tensor]:
+    decoders, pixel = DenseDecoders([cast(DenseDecoder, model.decoder) for model in models]), models[0].pixel
+
     def log_px_given_z(x: Tensor, z: Tensor) -> Tensor:
+        if z.device.type == "cpu" and len(z) >= _MANY:
+            return torch.stack([model.log_px_given_z(x, z) for model in models])
         most, found = max(1, DECODER_ROWS // len(z)), []  # members at a time: bounds memory whatever M is
-        for first in range(0, members, most):
+        for first in range(0, len(models), most):
             parameters = decoders(z, slice(first, first + most))
             repeated = x.expand(len(parameters), *x.shape).flatten(0, 1)
             found.append(pixel.log_prob(repeated, parameters.flatten(0, 1)).reshape(-1, len(z)))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oodbench.models.networks import perceptron
+from oodbench.models.networks import Perceptron, Skipped
 from oodbench.models.nn import Linear, folded, network_dtype
 from oodbench.models.vae.networks import Principal
 from oodbench.models.vae.observations import Observation
@@ -38,8 +38,8 @@ class BrenierMap(nn.Module):
         return u + self.log_rate.exp() * (hidden @ weight).to(u.dtype), hidden
 
 
-class InjectiveDecoder(nn.Module):
-    """(B, latents) -> (B, outputs, H, W), whose means are m(z) = g2'(C g1'(z)), an injective function of z.
+class InjectiveDecoder(Skipped):
+    """(B, latents) -> (B, outputs that are not idle, H, W), with the means m(z) = g2'(C g1'(z)), injective in z.
 
     g1 is the potential of one `BrenierMap` on the latents, C = U S^-1 with U'U = I and S a positive diagonal matrix,
     and g2 is strongly convex on all d means:
@@ -58,16 +58,16 @@ class InjectiveDecoder(nn.Module):
     def __init__(self, shape: tuple[int, int, int], hidden: int, latents: int, pixel: Observation) -> None:
         super().__init__()
         assert pixel.location is not None
-        self.image, self.means = (pixel.outputs, *shape[1:]), slice(*pixel.location)
-        places, means = math.prod(shape[1:]), self.means.stop - self.means.start
-        others = (pixel.outputs - means) * places
+        (first, last), places = pixel.location, math.prod(shape[1:])
+        self.size, self.means, self.idle = shape[1:], slice(first - pixel.idle, last - pixel.idle), pixel.idle * places
+        means, others = last - first, (pixel.outputs - (last - first)) * places
         self.inner, self.outer = BrenierMap(latents, hidden), BrenierMap(latents, hidden)
         self.axes = nn.Parameter(torch.eye(means * places, latents))
         self.log_widths = nn.Parameter(torch.zeros(latents))  # of S
         self.beyond = nn.Parameter(torch.zeros(means * places, hidden))  # Q'
         self.bias = nn.Parameter(torch.zeros(means * places))
         self.linear = Linear(latents, others)
-        self.layers = perceptron(latents, hidden, others)
+        self.layers = Perceptron(latents, hidden, hidden, others)
 
     def basis(self) -> Tensor:
         """U (d, latents): orthonormal columns, a continuous function of `axes`."""
@@ -86,8 +86,8 @@ class InjectiveDecoder(nn.Module):
         weight, bias = self.weights_now()
         t, hidden = self.outer(self.inner(z)[0])
         means = F.linear(torch.cat([t.to(weight.dtype), hidden], 1), weight, bias).to(z.dtype)
-        others = self.linear(t) + self.layers(t)
-        means, others = (part.unflatten(1, (-1, *self.image[1:])) for part in (means, others))
+        places = math.prod(self.size)
+        means, others = (p.reshape(len(z), p.shape[1] // places, *self.size) for p in (means, self.sum(t)))
         at = self.means.start
         return torch.cat([others[:, :at], means, others[:, at:]], 1)
 
@@ -102,5 +102,6 @@ class InjectiveDecoder(nn.Module):
         self.bias.copy_(principal.mean)
         self.linear.weight.zero_()
         start = pixel.start(principal.rest).to(self.linear.bias)
-        others = torch.cat([start[: self.means.start], start[self.means.stop :]])
-        self.linear.bias.copy_(others.repeat_interleave(math.prod(self.image[1:])))
+        assert pixel.location is not None
+        others = torch.cat([start[: pixel.location[0]], start[pixel.location[1] :]])
+        self.linear.bias.copy_(others.repeat_interleave(math.prod(self.size)))

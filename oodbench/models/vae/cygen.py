@@ -85,7 +85,7 @@ class CyGen(DensityModel):
         return Gaussian(*self.encode(self.values(x)))
 
     def log_px_given_z(self, x: Tensor, z: Tensor) -> Tensor:
-        """log P(x | z) in nats (B,) of uint8 (B, C, H, W) and (B, *latent_shape)."""
+        """log P(x | z) in nats (n,) of uint8 (B, C, H, W) and (n, *latent_shape), as many latents an image."""
         return self.pixel.log_prob(x, self.decoder(z))
 
     def log_ratio(self, value: Tensor, z: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class CyGen(DensityModel):
         for first in range(0, draws, rows):
             count = min(rows, draws - first)
             z, _ = posterior.draw(noise.expand(first, count), count)
-            found.append(self.log_px_given_z(x.repeat_interleave(count, 0), z).reshape(len(x), count))
+            found.append(self.log_px_given_z(x, z).reshape(len(x), count))
         return torch.cat(found, 1)
 
 

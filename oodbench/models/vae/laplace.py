@@ -57,7 +57,7 @@ def expansion(decoder: DenseDecoder, x: Tensor, z: Tensor) -> tuple[Tensor, Tens
     P(x | z) is one discretised logistic a number. In float64: sharp pixels give eigenvalues of 10^7 and more, beside
     which float32 loses the prior's 1.
     """
-    searched = slice(1, 1 + 2 * x.shape[1])  # of the decoder's outputs: means and log-scales, behind one logit
+    searched = slice(0, 2 * x.shape[1])  # of the decoder's outputs: means and log-scales
     parameters, jacobian = linearised(decoder, z, searched)
     slope, curvature = (t.flatten(1).double() for t in logistic_expansion(x, parameters))
     jacobian, z = jacobian.double(), z.double()
@@ -80,9 +80,11 @@ def linearised(decoder: DenseDecoder, z: Tensor, outputs: slice) -> tuple[Tensor
     weight, bias = second.parameters_now()
     hidden = torch.addmm(bias, hidden, weight.mT).relu()
     tangents = (tangents @ weight.mT) * (hidden > 0)[:, None]
-    weight, bias = last.parameters_now()
-    linear, _ = decoder.linear.parameters_now()
-    parameters = (decoder.linear(z) + torch.addmm(bias, hidden, weight.mT).to(z.dtype)).reshape(-1, *decoder.image)
+    weight, bias = (t[decoder.idle :] for t in last.parameters_now())
+    linear, of_linear = (t[decoder.idle :] for t in decoder.linear.parameters_now())
+    of_network = torch.addmm(bias, hidden, weight.mT).to(z.dtype)
+    straight = torch.addmm(of_linear, z.to(linear.dtype), linear.mT).to(z.dtype)
+    parameters = (straight + of_network).reshape(-1, *decoder.image)
     places = math.prod(decoder.image[1:])
     rows = slice(outputs.start * places, outputs.stop * places)
     return parameters, (tangents @ weight[rows].mT + linear[rows].mT).to(z.dtype)

@@ -55,7 +55,10 @@ class LatentModel(DensityModel):
         raise NotImplementedError(f"{type(self).__name__} must define posterior().")
 
     def log_px_given_z(self, x: Tensor, z: Tensor) -> Tensor:
-        """log P(x | z) in nats (B,) of uint8 (B, C, H, W) and (B, *latent_shape)."""
+        """log P(x | z) in nats (n,) of uint8 (B, C, H, W) and (n, *latent_shape).
+
+        n is a multiple of B: an image has as many latents as any other, one after another.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define log_px_given_z().")
 
     def decode_sample(self, z: Tensor, noise: Noise) -> Tensor:
@@ -102,8 +105,8 @@ def importance_weighted(model: LatentModel, x: Tensor, noise: Noise, draws: int)
     """
     posterior = model.posterior(x, noise)
     log_likelihoods, log_ratios = [], []
-    for repeated, z, log_ratio in _draws(model, posterior, x, noise, draws):
-        decoded = _in_parts(lambda x, z: model.log_px_given_z(x, z)[None], repeated, z)
+    for z, log_ratio in _draws(model, posterior, noise, draws):
+        decoded = _in_parts(lambda x, z: model.log_px_given_z(x, z)[None], x, z)
         log_likelihoods.append(decoded.reshape(log_ratio.shape))
         log_ratios.append(log_ratio)
     log_likelihood, log_ratio = torch.cat(log_likelihoods, 1), torch.cat(log_ratios, 1)
@@ -128,32 +131,38 @@ def importance_weighted_members(
     noise: Noise,
     draws: int,
 ) -> Tensor:
-    """log P(x | theta_m) (B, M) in nats; each of `decoders` gives log P(x | z, theta_m) (m, B) of some members.
+    """log P(x | theta_m) (B, M) in nats; each of `decoders` gives log P(x | z, theta_m) (m, n) of some members.
 
     Encoder, prior and draws are the model's, whose q(z | x) is the `encoder_alone`.
     """
     log_weights = []
-    for repeated, z, log_ratio in _draws(model, model.posterior(x, noise), x, noise, draws):
-        of_members = torch.cat([_in_parts(decoder, repeated, z) for decoder in decoders])
+    for z, log_ratio in _draws(model, model.posterior(x, noise), noise, draws):
+        of_members = torch.cat([_in_parts(decoder, x, z) for decoder in decoders])
         log_weights.append(of_members.reshape(-1, *log_ratio.shape) + log_ratio)
     return torch.logsumexp(torch.cat(log_weights, 2), 2).T - math.log(draws)
 
 
-def _draws(
-    model: LatentModel, posterior: Posterior, x: Tensor, noise: Noise, draws: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Chunks of k draws: images (B * k, ...) and latents (B * k, ...) image-major, log p(z) - log q(z | x) (B, k)."""
-    rows = max(1, LATENT_ROWS // max(1, len(x)))
+def _draws(model: LatentModel, posterior: Posterior, noise: Noise, draws: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chunks of k draws: latents (B * k, ...) image-major, log p(z) - log q(z | x) (B, k)."""
+    images = len(noise.index)
+    rows = max(1, LATENT_ROWS // max(1, images))
     for first in range(0, draws, rows):
         count = min(rows, draws - first)
         z, log_q = posterior.draw(noise.expand(first, count), count)
-        yield x.repeat_interleave(count, 0), z, (model.log_prior(z) - log_q).reshape(len(x), count)
+        yield z, (model.log_prior(z) - log_q).reshape(images, count)
 
 
 def _in_parts(log_px_given_z: Callable[[Tensor, Tensor], Tensor], x: Tensor, z: Tensor) -> Tensor:
-    """What it gives (m, B) of (B, ...) and (B, ...), so many rows at a time that memory stays small."""
-    parts = zip(torch.split(x, DECODER_ROWS), torch.split(z, DECODER_ROWS), strict=True)
-    return torch.cat([log_px_given_z(*part) for part in parts], 1)
+    """What it gives (m, n) of images (B, ...) and latents (n, ...), so many latents at a time that memory stays small.
+
+    A part has all latents of some images, or some of one image.
+    """
+    count = max(1, len(z) // max(1, len(x)))
+    images = max(1, DECODER_ROWS // count)
+    parts = []
+    for some, all_of_them in zip(torch.split(x, images), torch.split(z, images * count), strict=True):
+        parts += [log_px_given_z(some, part) for part in torch.split(all_of_them, DECODER_ROWS)]
+    return torch.cat(parts, 1)
 
 
 def log_mean_and_error(log_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
 from oodbench.models import networks as images
+from oodbench.models.affine import Affine
 from oodbench.models.nn import Convolution, Linear, rectified
 from oodbench.models.vae.observations import Observation
 
@@ -184,7 +185,7 @@ class DenseEncoder(_Vector):
         super().__init__()
         inputs = math.prod(shape)
         self.linear = Linear(inputs, outputs)
-        self.layers = images.perceptron(inputs, hidden, outputs)
+        self.layers = images.Perceptron(inputs, hidden, hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
@@ -192,42 +193,47 @@ class DenseEncoder(_Vector):
         return out
 
 
-class DenseDecoder(_FromVector):
-    """(B, latents) -> (B, outputs, H, W): the same the other way."""
+class DenseDecoder(_FromVector, images.Skipped):
+    """(B, latents) -> (B, outputs that are not idle, H, W): the same the other way."""
 
     def __init__(self, shape: tuple[int, int, int], hidden: int, latents: int, pixel: Observation) -> None:
         super().__init__()
-        self.image = (pixel.outputs, *shape[1:])
-        self.linear = Linear(latents, math.prod(self.image))
-        self.layers = images.perceptron(latents, hidden, math.prod(self.image))
+        self.image, places = (pixel.outputs - pixel.idle, *shape[1:]), math.prod(shape[1:])
+        self.idle = pixel.idle * places  # numbers that are parameters, but not computed
+        self.linear = Linear(latents, pixel.outputs * places)
+        self.layers = images.Perceptron(latents, hidden, hidden, pixel.outputs * places)
 
     def forward(self, z: Tensor) -> Tensor:
-        out: Tensor = self.linear(z) + self.layers(z)
-        return out.reshape(-1, *self.image)
+        return self.sum(z).reshape(-1, *self.image)
 
 
 class DenseDecoders:
-    """Decoders of one size whose weights are stacked, run at once: products of all where one leaves the cores idle."""
+    """Decoders of one size on the same few latents, where one after the other would leave the cores idle.
+
+    On a CPU the last products are one a member all the same: there weights in oneDNN's own order save more.
+    """
 
     def __init__(self, decoders: Sequence[DenseDecoder]) -> None:
         self.image = decoders[0].image
-        stacks = [
-            _stack([cast(Linear, decoder.layers[place]) for decoder in decoders])
-            for place in range(0, len(decoders[0].layers), 2)
-        ]
-        self.hidden, (weight, bias) = stacks[:-1], stacks[-1]
-        # One product gives the sum of the linear map and the network: no image-sized sum is written to be added.
-        linear, of_linear = _stack([decoder.linear for decoder in decoders])
-        self.last = torch.cat([linear, weight], 1), of_linear + bias
+        hidden = zip(*(list(decoder.layers)[:-1:2] for decoder in decoders), strict=True)
+        self.hidden = [_stack([cast(Linear, layer).affine_now() for layer in layers]) for layers in hidden]
+        self.last = [decoder.last_now() for decoder in decoders]
+        on_cpu = self.last[0].weight.device.type == "cpu"
+        self.stacked = None if on_cpu else _stack(self.last)
 
     def __call__(self, z: Tensor, members: slice) -> Tensor:
-        """(B, latents) -> (m, B, outputs, H, W), of so many of the decoders."""
-        weight, bias = (t[members] for t in self.last)
-        start = hidden = z.to(weight.dtype).expand(len(weight), *z.shape)
-        for of_layer, of_bias in self.hidden:
-            hidden = torch.baddbmm(of_bias[members], hidden, of_layer[members]).relu_()
-        out = torch.baddbmm(bias, torch.cat([start, hidden], 2), weight).to(z.dtype)
-        return out.reshape(*out.shape[:2], *self.image)
+        """(B, latents) -> (m, B, outputs that are not idle, H, W), of so many of the decoders."""
+        hidden = z.to(self.last[0].weight.dtype).expand(len(self.last[members]), *z.shape)
+        start = hidden
+        for weight, bias in self.hidden:
+            hidden = torch.baddbmm(bias[members], hidden, weight[members]).relu_()
+        inputs = torch.cat([start, hidden], 2)
+        if self.stacked is None:
+            out = torch.stack([last(one) for last, one in zip(self.last[members], inputs, strict=True)])
+        else:
+            weight, bias = self.stacked
+            out = torch.baddbmm(bias[members], inputs, weight[members])
+        return out.to(z.dtype).reshape(*out.shape[:2], *self.image)
 
 
 class ConvolutionalEncoder(_Vector, images.ImageEncoder):
@@ -268,9 +274,9 @@ def build(
     return latent_shape, encoder(shape, hidden, outputs), decoder(shape, hidden, latents, pixel)
 
 
-def _stack(layers: Sequence[Linear]) -> tuple[Tensor, Tensor]:
-    """Weights (M, inputs, outputs) and biases (M, 1, outputs) in the network dtype."""
-    weights, biases = zip(*(layer.parameters_now() for layer in layers), strict=True)
+def _stack(members: Sequence[Affine]) -> tuple[Tensor, Tensor]:
+    """Weights (M, inputs, outputs) and biases (M, 1, outputs)."""
+    weights, biases = zip(*((member.weight, member.bias) for member in members), strict=True)
     return torch.stack(weights).transpose(1, 2), torch.stack(biases)[:, None]
 
 

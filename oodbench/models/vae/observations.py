@@ -9,6 +9,7 @@ from torch import Tensor
 
 from oodbench.errors import OodbenchError
 from oodbench.models.likelihoods import (
+    by_image,
     logistic_mixture_channels,
     logistic_mixture_log_density,
     logistic_mixture_log_prob,
@@ -31,13 +32,14 @@ class Observation(Protocol):
     location: tuple[int, int] | None  # which of them are means on -1 ... 1, `repeated` a channel; None: none are
     repeated: int
     binary: bool  # it speaks of the image at one bit a number
+    idle: int  # how many of the first numbers say nothing: decoders may leave them out
 
     def start(self, variance: float) -> Tensor:
         """(outputs,): what to start training from, where means miss the pixels by this variance (on -1 ... 1)."""
         ...
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """log P(x) in nats (B,)."""
+        """log P(x) in nats (n,), of (n, outputs, H, W): of every image as many, one after another."""
         ...
 
     def mean(self, parameters: Tensor) -> Tensor:
@@ -58,6 +60,7 @@ class LogisticMixture:
         self.channels, self.repeated = channels, mixtures
         self.outputs = logistic_mixture_channels(channels, mixtures)
         self.location: tuple[int, int] | None = (mixtures, mixtures * (1 + channels))
+        self.idle = int(mixtures == 1)  # the logit of one component alone
 
     def start(self, variance: float) -> Tensor:
         start = logistic_mixture_start(self.channels, self.repeated)
@@ -85,6 +88,7 @@ class Categorical:
     binary = False
     location: tuple[int, int] | None = None
     repeated = 1
+    idle = 0
 
     def __init__(self, channels: int) -> None:
         self.channels, self.outputs = channels, 256 * channels
@@ -93,7 +97,8 @@ class Categorical:
         return torch.zeros(self.outputs)
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        return -F.cross_entropy(self._logits(parameters), x.long(), reduction="none").flatten(1).sum(1)
+        levels = x.long().repeat_interleave(by_image(x, parameters).shape[1], 0)
+        return -F.cross_entropy(self._logits(parameters), levels, reduction="none").flatten(1).sum(1)
 
     def mean(self, parameters: Tensor) -> Tensor:
         levels = torch.linspace(-1, 1, 256, dtype=parameters.dtype, device=parameters.device)
@@ -115,6 +120,7 @@ class Bernoulli:
     binary = True
     location: tuple[int, int] | None = None
     repeated = 1
+    idle = 0
 
     def __init__(self, channels: int) -> None:
         self.outputs = channels
@@ -123,11 +129,11 @@ class Bernoulli:
         return torch.zeros(self.outputs)
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        logits = parameters.flatten(1)
-        bits = (x >> 7).flatten(1).to(logits.dtype)  # 1 from 128 on: comparisons of bytes take ten times as long
-        # log sigmoid(+-l) = (b - 1/2) l - |l| / 2 + log sigmoid(|l|), and of factors in [1/2, 1] one logarithm does.
-        sizes = logits.abs()
-        whole = (bits.sub_(0.5) * logits).sub_(sizes, alpha=0.5).sum(1)
+        signs = (x >> 7).flatten(1).to(parameters.dtype).mul_(2).sub_(1)  # comparisons of bytes take ten times as long
+        margins = (by_image(x, parameters.flatten(1)) * signs[:, None]).flatten(0, 1)
+        # log sigmoid(l) = (l - |l|) / 2 + log sigmoid(|l|), and of factors in [1/2, 1] one logarithm does.
+        sizes = margins.abs()
+        whole = 0.5 * (margins.sum(1) - sizes.sum(1))
         for part in torch.split(sizes.sigmoid_(), _FACTORS, 1):
             whole = whole + part.prod(1).log()
         return whole
