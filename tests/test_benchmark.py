@@ -334,7 +334,7 @@ def test_the_error_of_bfloat16_is_measured_and_recorded(run) -> None:
         ({"detectors": "likelyhood"}, "likelihood"),
         ({"in_": None}, "--in"),
         ({"out": "digits"}, "against itself"),
-        ({"in_": "cifr10", "out": None}, r"name data sets with --out, or did you mean cifar10\?"),
+        ({"in_": "cifr10", "out": None}, r"did you mean cifar10 or cifar100\? Or name data sets with --out\.$"),
         ({"in_": "stl10", "out": None}, r"against 'stl10': name data sets with --out\.$"),
         ({"limit": 0}, "at least 1"),
         ({"limit": "9"}, "at least 1"),

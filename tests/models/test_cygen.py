@@ -234,26 +234,29 @@ def test_the_gaussian_density_agrees_with_the_bytes_where_logistics_are_wide(cha
         torch.testing.assert_close(found, expected)
 
 
-class OnePixel(CyGen):
-    """One pixel and one latent: x ~ N(0.3 z, 0.1^2) about, z ~ N(1, 0.5^2), and each from the other."""
+class TwoPixels(CyGen):
+    """x ~ N(0.3 z, 0.1^2) about, z ~ N(1, 0.5^2), and each from the other; a second pixel has nothing to do with z."""
 
     def __init__(self, chain: int) -> None:
-        super().__init__((1, 1, 1), 1, hidden=2, chain=chain)
+        super().__init__((1, 1, 2), 1, hidden=2, chain=chain)
         self.double()
-        self.decoder.forward = lambda z: torch.stack(  # type: ignore[method-assign]
-            [0 * z, 0.3 * z, torch.full_like(z, math.log(0.1 * math.sqrt(3) / math.pi))], 1
-        ).reshape(-1, 3, 1, 1)
+        self.decoder.forward = self.parameters_of_pixels  # type: ignore[method-assign]
+
+    def parameters_of_pixels(self, z: Tensor) -> Tensor:
+        """Means and log-scales (B, 2, 1, 2)."""
+        mean = torch.cat([0.3 * z, 0 * z], 1)
+        return torch.stack([mean, torch.full_like(mean, math.log(0.1 * math.sqrt(3) / math.pi))], 1)[:, :, None]
 
     def encode(self, value: Tensor) -> tuple[Tensor, Tensor]:
         variance = 1 / (0.3**2 / 0.1**2 + 1 / 0.5**2)
-        mean = variance * (0.3 * value.flatten(1) / 0.1**2 + 1 / 0.5**2)
+        mean = variance * (0.3 * value[..., 0].flatten(1) / 0.1**2 + 1 / 0.5**2)
         return mean, torch.full_like(mean, math.sqrt(variance))
 
 
 def test_the_chain_forgets_its_start_and_reaches_the_joint_distribution() -> None:
     n = 5000
     noise = Noise.of(torch.arange(n), seed=2)
-    found = [OnePixel(chain).sample(n, noise).double() / 127.5 - 1 for chain in (1, 20)]
+    found = [TwoPixels(chain).sample(n, noise)[..., 0].double() / 127.5 - 1 for chain in (1, 20)]
     error = 4.5 * math.sqrt((0.3 * 0.5) ** 2 + 0.1**2) / math.sqrt(n)
     assert abs(float(found[0].mean()) - 0.3) > 0.2  # after the first step still about the start's 0
     assert float(found[1].mean()) == pytest.approx(0.3, abs=error + 0.004)
