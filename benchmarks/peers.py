@@ -81,7 +81,7 @@ def dequantised(n: int) -> Tensor:
     return (x + torch.rand(x.shape)) / 256 - 0.5
 
 
-def glow_row(arguments: argparse.Namespace, n: int = 256, batch: int = 64) -> None:
+def glow_row(arguments: argparse.Namespace, n: int = 1024, batch: int = 64) -> None:
     """log_prob as the peers run by default."""
     images, x, peers = crops(n), dequantised(n), the_glows()
     ours = glow(images, None)
