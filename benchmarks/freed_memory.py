@@ -17,10 +17,10 @@ class FreedMemory:
     """Called with a contender's name before its turn: peers by default get what glibc does of itself, others keep all.
 
     glibc takes back at once what is larger than the largest block of at most 32 MiB that was freed so far, here of
-    `largest` bytes, and trims the heap at twice that. In turns of 1,024 images a Glow of normflows did 244 images/s under
-    these thresholds set by hand, 205 to 221 in a process that never set any, and 477 where freed memory was kept. In
-    turns of 256 the heap was not always trimmed (498 once, 237 to 268 in a process of its own). Elsewhere than on Linux
-    nothing happens.
+    `largest` bytes, and trims the heap at twice that. In turns of 1,024 images a Glow of normflows did 244 images/s
+    under these thresholds set by hand, 205 to 221 in a process that never set any, and 477 where freed memory was kept.
+    In turns of 256 the heap was not always trimmed (498 once, 237 to 268 in a process of its own). Elsewhere than on
+    Linux nothing happens.
     """
 
     def __init__(self, largest: int) -> None:
