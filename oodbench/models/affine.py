@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Affine"]
+__all__ = ["Affine", "onednn_takes"]
 
 # The operations that torch.compile emits for a matrix product with a ReLU, and for weights in oneDNN's own order; None
 # where torch was built without oneDNN.
@@ -41,10 +41,15 @@ class Affine:
         return out.relu_() if relu else out
 
     def _is_fused(self, x: Tensor) -> bool:
-        if _FUSED is None or x.device.type != "cpu" or torch.is_grad_enabled():
+        if _FUSED is None or torch.is_grad_enabled():
             return False
-        if (len(x) + _READING) * self.weight.numel() < _PRODUCTS:
-            return False
-        return x.dtype == torch.float32 or (
-            x.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        )
+        return (len(x) + _READING) * self.weight.numel() >= _PRODUCTS and onednn_takes(x)
+
+
+def onednn_takes(x: Tensor) -> bool:
+    """Whether oneDNN's own calls compute with such a tensor: older processors have no bfloat16 there."""
+    if x.device.type != "cpu":
+        return False
+    return x.dtype == torch.float32 or (
+        x.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )

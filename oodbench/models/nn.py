@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
-from oodbench.models.affine import Affine
+from oodbench.models.affine import Affine, onednn_takes
 
 __all__ = ["Convolution", "Linear", "folded", "in_cache", "network_dtype", "networks", "rectified"]
 
@@ -204,12 +204,7 @@ def in_cache(x: Tensor, channels: int) -> tuple[Tensor, ...]:
 
 
 def _for_onednn(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.numel() > 0
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and torch.is_inference_mode_enabled()
-    )
+    return x.numel() > 0 and torch.is_inference_mode_enabled() and onednn_takes(x)
 
 
 def _require_sizes(inputs: int, outputs: int) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_models import noise_of, some_images, tiny
 
+from oodbench.models import affine
 from oodbench.models import nn as room
 from oodbench.models.flows.networks import ConvolutionNetwork
 from oodbench.models.networks import Perceptron, Skipped
@@ -169,6 +170,22 @@ def test_what_onednn_computes_in_one_call_is_the_convolution_and_its_relu(
                 torch.testing.assert_close(rectified(layer, x), expected.detach().relu())
             assert (expected < 0).any()
             assert (expected > 0).any()
+
+
+@torch.inference_mode()
+def test_a_processor_without_bfloat16_in_onednn_computes_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Convolution(3, 16, (3, 3), (1, 1)), torch.randn(4, 3, 8, 8)
+    module = Perceptron(64, 512, 8, zero=False).eval()
+    rows = torch.randn(256, 64)
+    with networks(torch.bfloat16, fold=True):
+        expected = layer(x), module(rows)
+    monkeypatch.setattr(room, "onednn_takes", lambda x: False)
+    monkeypatch.setattr(affine, "onednn_takes", lambda x: False)
+    for place in (room, affine):  # which would be called in vain
+        monkeypatch.setattr(place, "_FUSED", lambda *_: pytest.fail("oneDNN was called"))
+    with networks(torch.bfloat16, fold=True):
+        torch.testing.assert_close(layer(x), expected[0])
+        torch.testing.assert_close(module(rows), expected[1], rtol=0.02, atol=0.02)
 
 
 def test_packed_weights_are_those_of_their_block() -> None:
