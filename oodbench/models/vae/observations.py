@@ -22,7 +22,7 @@ from oodbench.models.noise import Noise
 __all__ = ["Bernoulli", "Categorical", "LogisticMixture", "Observation", "observation"]
 
 
-_FACTORS = 96  # of at least 1/2 whose product is a normal float32
+_FACTORS = 120  # of at least 1/2, whose product is a normal float32
 
 
 class Observation(Protocol):
@@ -129,14 +129,13 @@ class Bernoulli:
         return torch.zeros(self.outputs)
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        signs = (x >> 7).flatten(1).to(parameters.dtype).mul_(2).sub_(1)  # comparisons of bytes take ten times as long
-        margins = (by_image(x, parameters.flatten(1)) * signs[:, None]).flatten(0, 1)
-        # log sigmoid(l) = (l - |l|) / 2 + log sigmoid(|l|), and of factors in [1/2, 1] one logarithm does.
-        sizes = margins.abs()
-        whole = 0.5 * (margins.sum(1) - sizes.sum(1))
-        for part in torch.split(sizes.sigmoid_(), _FACTORS, 1):
-            whole = whole + part.prod(1).log()
-        return whole
+        logits = by_image(x, parameters.flatten(1))
+        half = (x >> 7).flatten(1).to(parameters.dtype).sub_(0.5)  # comparisons of bytes take ten times as long
+        # log P = sum_i l_i (x_i - 1/2) - |l_i| / 2 + log sigmoid |l_i|, and of factors in [1/2, 1] one logarithm does.
+        sizes = logits.abs()
+        whole = torch.matmul(half[:, None], logits.mT)[:, 0] - 0.5 * sizes.sum(2)
+        factors = sizes.sigmoid_().reshape(*sizes.shape[:2], -1, _most_factors(sizes.shape[2]))
+        return (whole + factors.prod(3).log().sum(2)).flatten()
 
     def mean(self, parameters: Tensor) -> Tensor:
         return 2 * parameters.sigmoid() - 1
@@ -156,3 +155,8 @@ def observation(name: str, channels: int, mixtures: int) -> Observation:
     if name == "bernoulli":
         return Bernoulli(channels)
     raise OodbenchError(f"Unknown observation {name!r}: take logistic, categorical or bernoulli.")
+
+
+def _most_factors(count: int) -> int:
+    """The largest divisor of `count` that is at most `_FACTORS`."""
+    return next(m for m in range(_FACTORS, 0, -1) if count % m == 0)
