@@ -174,7 +174,7 @@ Seeds = Annotated[
         parser=_seeds,
         metavar="S,S,...",
         help="Training seeds, such as 0,1,2: weights of each, and their mean and spread in the table. "
-        "A named model without such weights is trained first.",
+        "`run` trains a named model without such weights first; a suite does with --train.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", envvar="OODBENCH_DEVICE", help="auto, cpu, cuda, cuda:1 ...")]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -225,6 +225,7 @@ class _Run:
                     tell(f"{self.title}: {self.recipe.steps} steps, about {minutes:.1f} minutes to go")
                 if state["step"] % every == 0 or state["step"] == self.recipe.steps:
                     self._check(float(loss), state["step"])
+                    self._check_weights(state["step"])
                     bpd = self.validate()
                     self._check(bpd, state["step"])
                     state["seconds"] = time.perf_counter() - begin
@@ -233,6 +234,7 @@ class _Run:
                     bar.set_postfix_str(f"validation {bpd:.3f} {unit}")
                 if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                     self._check(float(loss), state["step"])
+                    self._check_weights(state["step"])
                     state["seconds"] = time.perf_counter() - begin
                     save_checkpoint(self.checkpoint, self.module, self.averaged, self.optimizer, state)
                     saved = time.perf_counter()
@@ -306,10 +308,18 @@ class _Run:
 
     def _check(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
-            raise OodbenchError(
-                f"Training {self.title} diverged: the loss is {loss} at step {step}; lower learning_rate or clip in "
-                "the recipe and run again (the last good checkpoint is kept)."
-            )
+            self._diverged(f"the loss is {loss}", step)
+
+    def _check_weights(self, step: int) -> None:
+        """A finite loss can have gradients that are not: what the last step did to the weights no loss has seen yet."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.module.parameters()):
+            self._diverged("weights are no longer finite", step)
+
+    def _diverged(self, how: str, step: int) -> NoReturn:
+        raise OodbenchError(
+            f"Training {self.title} diverged: {how} at step {step}; lower learning_rate or clip in "
+            "the recipe and run again (the last good checkpoint is kept)."
+        )
 
 
 def _schedule(step: int, warmup: int, steps: int) -> float:

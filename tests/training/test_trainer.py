@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from toys import Slope, adamw, forget, recipe
 
 from oodbench.data import load
@@ -212,6 +213,26 @@ def test_a_loss_that_is_no_number_stops_training_in_one_sentence(value, cache: P
     assert str(caught.value).startswith(message)
     assert "lower learning_rate" in str(caught.value)
     assert not (cache / "pretrained").exists()
+
+
+def test_a_gradient_that_is_no_number_reaches_no_checkpoint_under_a_finite_loss(
+    register_model, monkeypatch, cache: Path
+):
+    class Root(Slope):
+        def loss(self, x, noise):
+            # The root of 0 is 0, and its slope infinite; times 0 that is no number.
+            hidden = 0.0 if len(self.seen) < 6 else (0 * self.weight).sqrt()
+            return super().loss(x, noise) + hidden
+
+    register_model("root", Root)
+    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(room, "CURVE_POINTS", 1)
+    for _ in range(2):  # the second run continues at the last good step, and fails where the first did
+        forget()
+        with pytest.raises(OodbenchError, match=r"^Training root on digits diverged: weights are no longer finite at"):
+            train("root", "digits", recipe=recipe(20), progress=False)
+    (checkpoint,) = (cache / "checkpoints").iterdir()
+    assert all(tensor.isfinite().all() for tensor in load_file(checkpoint).values() if tensor.is_floating_point())
 
 
 def test_too_little_memory_is_told_in_one_sentence(monkeypatch):
