@@ -121,17 +121,20 @@ def check_sizes(models: dict[str, nn.Module], axes: int) -> None:
     assert max(whole.values()) <= 1.02 * min(whole.values()), whole
 
 
-def log_prob(model: nn.Module, x: Tensor, batch: int, channels_last: bool = False) -> Callable[[], None]:
-    """A peer's log_prob of all images, a batch at a time."""
+def log_prob(
+    model: nn.Module, x: Tensor, batch: int, channels_last: bool = False, compiled: bool = False
+) -> Callable[[], None]:
+    """A peer's log_prob of all images, a batch at a time; torch.compile (`compiled`) fails in inference mode."""
     kind = torch.channels_last if channels_last else torch.contiguous_format
     parts = [part.contiguous(memory_format=kind) for part in x.split(batch)]
 
     def run() -> None:
         model.to(memory_format=kind)
-        with torch.inference_mode():
+        with torch.no_grad() if compiled else torch.inference_mode():
             for part in parts:
-                model(part)
+                run_model(part)
 
+    run_model = torch.compile(model) if compiled else model
     return run
 
 
