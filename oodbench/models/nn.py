@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -26,13 +27,14 @@ _CACHE_BYTES = 1 << 21  # of activations that stay in a core's caches while the 
 _ROWS = 128  # of a masked weight in one product: smaller ones take longer than what they leave out
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Mode:
     dtype: torch.dtype | None = None
     cache: dict[tuple[Any, ...], Any] | None = None
 
 
-_mode = _Mode()
+# A thread's own, unless it runs in another's context, as lanes do: some models enter a mode for a search of theirs.
+_mode: ContextVar[_Mode] = ContextVar("_mode", default=_Mode())  # noqa: B039  # frozen
 
 
 @contextmanager
@@ -42,17 +44,16 @@ def networks(dtype: torch.dtype | None = None, fold: bool = False) -> Iterator[N
     With `fold`, each `@folded` method runs once per module for the whole block: for evaluation, where weights stand
     still. Nothing outlives the block, so no folded weight can be stale.
     """
-    global _mode
-    outer, _mode = _mode, _Mode(dtype, {} if fold else None)
+    token = _mode.set(_Mode(dtype, {} if fold else None))
     try:
         yield
     finally:
-        _mode = outer
+        _mode.reset(token)
 
 
 def network_dtype(weight: Tensor) -> torch.dtype:
     """The dtype in which a network with such a weight computes now."""
-    return _mode.dtype or weight.dtype
+    return _mode.get().dtype or weight.dtype
 
 
 def folded(method: Callable[..., T]) -> Callable[..., T]:
@@ -60,14 +61,15 @@ def folded(method: Callable[..., T]) -> Callable[..., T]:
 
     @functools.wraps(method)
     def derive(module: Any, *arguments: Any) -> T:
-        if _mode.cache is None:
+        cache = _mode.get().cache
+        if cache is None:
             return method(module, *arguments)
         key = (module, method.__name__, *arguments)
-        if key not in _mode.cache:
+        if key not in cache:
             # Made in inference mode, it could not be in the graph of one who leaves the mode for gradients in z or x.
             with torch.inference_mode(False), torch.no_grad():
-                _mode.cache[key] = method(module, *arguments)
-        value: T = _mode.cache[key]
+                cache[key] = method(module, *arguments)
+        value: T = cache[key]
         return value
 
     return derive
@@ -105,7 +107,7 @@ class Convolution(nn.Module):
     def packed(self, *shape: int) -> Tensor:
         """The weight as oneDNN lays it out for inputs (B, inputs, H, W) of this shape: opaque, for its own calls."""
         weight, _ = self.parameters_now()
-        if _mode.cache is None:  # for a single call oneDNN does it itself
+        if _mode.get().cache is None:  # for a single call oneDNN does it itself
             return weight
         packed: Tensor = _PACK(weight, list(self.padding), [self.stride] * 2, [1, 1], 1, list(shape))
         return packed
@@ -198,7 +200,7 @@ def in_cache(x: Tensor, channels: int) -> tuple[Tensor, ...]:
     """
     if x.device.type != "cpu" or not torch.is_inference_mode_enabled():
         return (x,)
-    size = 2 if _mode.dtype is torch.bfloat16 else x.element_size()
+    size = 2 if _mode.get().dtype is torch.bfloat16 else x.element_size()
     images = max(1, _CACHE_BYTES // (channels * x.shape[2] * x.shape[3] * size))
     return torch.split(x, images) if images < len(x) else (x,)
 

@@ -5,8 +5,9 @@ import weakref
 
 import pytest
 import torch
-from tiny_models import noise_of, some_images, tiny
+from tiny_models import noise_of, smooth_images, some_images, tiny
 
+from oodbench.engine.lanes import lanes
 from oodbench.models import affine
 from oodbench.models import nn as room
 from oodbench.models.flows.networks import ConvolutionNetwork
@@ -89,7 +90,7 @@ def test_a_block_that_fails_restores_the_mode_too():
     with pytest.raises(ZeroDivisionError), networks(torch.bfloat16, fold=True):
         _ = 1 / 0
     assert network_dtype(torch.zeros(1)) == torch.float32
-    assert room._mode.cache is None
+    assert room._mode.get().cache is None
 
 
 @pytest.mark.parametrize("name", ["glow", "pixelcnn", "pixelcnn++", "vae"])
@@ -256,3 +257,27 @@ def test_the_layers_of_a_perceptron_are_called_where_gradients_are_asked() -> No
             layer.register_forward_hook(lambda layer, arguments, out: called.append(layer))
     module(torch.randn(2, 3))
     assert called == [module[0], module[2], module[4]]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("vlae", None), ("lae", None), ("vqvae-bridge", torch.bfloat16)])
+def test_a_model_that_enters_a_mode_of_its_own_leaves_other_lanes_theirs(name: str, dtype: torch.dtype | None) -> None:
+    model, x, noise = tiny(name, (1, 8, 8), hidden=64), smooth_images(64, (1, 8, 8)), noise_of(64)
+
+    def one(first: int) -> torch.Tensor:
+        rows = slice(first, first + 4)
+        with torch.inference_mode():
+            return model.log_prob(x[rows], noise.rows(rows))
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with networks(dtype, fold=True):
+            serial = torch.cat([one(first) for first in range(0, 64, 4)])
+        torch.set_num_threads(4)
+        for _ in range(3):
+            with networks(dtype, fold=True), lanes(4, torch.device("cpu")) as (count, each):
+                assert count == 4
+                torch.testing.assert_close(torch.cat(list(each(one, range(0, 64, 4)))), serial)
+                assert network_dtype(torch.zeros(1)) == (dtype or torch.float32)
+    finally:
+        torch.set_num_threads(threads)

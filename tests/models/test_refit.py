@@ -158,9 +158,17 @@ def test_each_image_meets_its_own_weights(layer: nn.Module, shape: tuple[int, ..
         each(x[:3])
 
 
+def test_a_posterior_that_is_searched_for_in_parts_is_refitted_whatever_the_batch() -> None:
+    model, x, noise = tiny("vlae", (1, 8, 8)), smooth_images(66, (1, 8, 8)), noise_of(66)
+    found = regret(model, x, noise, steps=1)
+    alone = regret(model, x[65:], noise.rows(slice(65, 66)), steps=1)
+    torch.testing.assert_close(found[65:], alone, rtol=1e-3, atol=1e-3)
+
+
 def test_it_applies_to_models_whose_encoder_it_can_copy_and_reach() -> None:
     assert can_refit(tiny("vae"))
     assert can_refit(tiny("vae-mlp"))
+    assert not can_refit(tiny("vqvae-bridge"))  # its divergence follows the encoder, but the code that is drawn does not
     for name in CONFIGS:
         known = issubclass(MODELS.get(name), LatentModel)
         assert known or not can_refit(tiny(name)), name  # nothing else has an encoder and a bound

@@ -16,6 +16,7 @@ from oodbench.models.vae.latent import LatentModel, importance_weighted
 
 __all__ = ["OneEach", "can_refit", "refit", "regret"]
 
+MOST_IMAGES = 64  # at a time, as posteriors that search take no more in one part
 COPIES_BYTES = 1 << 28  # of the copies, their gradients and Adam's two moments: so many images are refitted at a time
 
 _CONVOLUTIONS: tuple[type[nn.Module], ...] = (layers.Convolution, nn.Conv2d)
@@ -52,9 +53,9 @@ class OneEach(nn.Module):
 
 
 def can_refit(model: Any) -> bool:
-    """Whether a model has an `encoder` of layers that `OneEach` knows, to which gradients come from a posterior's draw.
+    """Whether a model has an `encoder` of layers that `OneEach` knows, and log P(x | z) of a draw has gradients there.
 
-    From a posterior that searches, runs a chain or draws codes there may come none.
+    From a posterior that runs a chain or draws codes there come none, and steps would better the divergence alone.
     """
     encoder = getattr(model, "encoder", None)
     if not (isinstance(model, LatentModel) and isinstance(encoder, nn.Module)):
@@ -66,9 +67,10 @@ def can_refit(model: Any) -> bool:
     noise = Noise.of(torch.zeros(1, dtype=torch.int64, device=model.device))
     with torch.enable_grad():
         z, _ = model.posterior(x, noise).draw(noise, 1)
-        if not z.requires_grad:
+        explained = model.log_px_given_z(x, z).sum()
+        if not (z.requires_grad and explained.requires_grad):
             return False
-        gradients = torch.autograd.grad(z.sum(), parameters, allow_unused=True)
+        gradients = torch.autograd.grad(explained, parameters, allow_unused=True)
     return any(gradient is not None for gradient in gradients)
 
 
@@ -117,7 +119,8 @@ def _regret(model: LatentModel, x: Tensor, noise: Noise, steps: int, rate: float
 def _parts(model: LatentModel, x: Tensor, noise: Noise) -> Iterator[tuple[Tensor, Noise]]:
     """The batch, so many images at a time as memory is meant for."""
     parameters = cast(nn.Module, model.encoder).parameters()
-    images = max(1, COPIES_BYTES // (4 * sum(p.numel() * p.element_size() for p in parameters)))
+    bytes_each = 4 * sum(p.numel() * p.element_size() for p in parameters)
+    images = max(1, min(MOST_IMAGES, COPIES_BYTES // bytes_each))
     for first in range(0, len(x), images):
         rows = slice(first, first + images)
         yield x[rows], noise.rows(rows)
