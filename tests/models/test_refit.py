@@ -168,7 +168,7 @@ def test_a_posterior_that_is_searched_for_in_parts_is_refitted_whatever_the_batc
 def test_it_applies_to_models_whose_encoder_it_can_copy_and_reach() -> None:
     assert can_refit(tiny("vae"))
     assert can_refit(tiny("vae-mlp"))
-    assert not can_refit(tiny("vqvae-bridge"))  # its divergence follows the encoder, but the code that is drawn does not
+    assert not can_refit(tiny("vqvae-bridge"))  # the code that is drawn follows no encoder
     for name in CONFIGS:
         known = issubclass(MODELS.get(name), LatentModel)
         assert known or not can_refit(tiny(name)), name  # nothing else has an encoder and a bound

@@ -1,5 +1,7 @@
 """Transport score climbing (Zhang, Blei & Naesseth 2023): a posterior fitted to HMC chains in a space that it warps."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -50,8 +52,9 @@ class TSCVAE(DenseVAE):
         leapfrogs: int = 1,
         step_size: float = 0.1,
         variational: float = 0.25,
+        **config: Any,
     ) -> None:
-        super().__init__(shape, latents, hidden, mixtures, draws, network, observation=observation)
+        super().__init__(shape, latents, hidden, mixtures, draws, network, observation=observation, **config)
         if chain_steps < 1 or leapfrogs < 1 or not 0 < step_size <= 1:
             raise OodbenchError(
                 f"A chain takes at least 1 step of 1 leapfrog of a size in (0, 1], not {chain_steps} of {leapfrogs} of "
