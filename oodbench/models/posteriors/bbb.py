@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
+from oodbench.models.manifold.embedded import EmbeddedModel
 from oodbench.models.nn import Linear
 from oodbench.models.noise import Noise
 from oodbench.models.posteriors.posterior import WeightPosterior
@@ -30,7 +31,8 @@ class BBB(WeightPosterior):
     The means start at the trained weights. std = start_std exp(100 rho) rather than the paper's softplus(rho): rho
     starts at 0, and one learning rate suits both. Linear layers use the local reparameterisation (Kingma et al. 2015,
     Equation 6): noise of their own for every row of a batch, of a much smaller variance. All other weights are drawn
-    once a batch. Members are drawn from q at the end.
+    once a batch; so are all weights of a model on a surface, whose encoding, decoding and Jacobian belong to the same
+    weights. Members are drawn from q at the end.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class BBB(WeightPosterior):
                 e = noise.rows(slice(0, 1)).normal(tuple(mean.shape), f"weight {name}")[0].to(mean)
                 module, attribute = owners[name]
                 module._parameters[attribute] = mean + scales[name] * e  # until below
-            for path, module in self.inner.named_modules():
+            # A surface's layers run both ways, and under torch.func, where NumPy cannot draw a row's noise.
+            local = () if isinstance(self.inner, EmbeddedModel) else self.inner.named_modules()
+            for path, module in local:
                 if isinstance(module, Linear) and f"{path}.weight" in self.random:
                     means = {key: self.random[f"{path}.{key}"] for key in _PARTS if f"{path}.{key}" in self.random}
                     stds = {key: scales[f"{path}.{key}"] for key in means}
