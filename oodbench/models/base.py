@@ -36,7 +36,7 @@ class DensityModel(nn.Module):
     remark: str = ""  # what tables add to the likelihood: of which density a manifold's `log_px` speaks, say
     columns: ClassVar[tuple[str, ...]] = ("log_px",)
     progress: float = 1.0  # the share of training that is done, as the trainer tells it: for schedules of the loss
-    version: ClassVar[int] = 1  # raised when the same weights come to give other numbers (cached columns)
+    version: int = 1  # of the class, raised when the same weights come to give other numbers (cached columns)
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()

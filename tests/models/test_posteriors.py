@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from posterior_training import recipe, register, run
 from tiny_models import CONFIGS, noise_of, perturb, smooth_images, some_images, tiny
 from torch import Tensor, nn
 
+from oodbench.engine.passes import passes_for
 from oodbench.errors import OodbenchError
 from oodbench.models.base import DensityModel, Likelihood
 from oodbench.models.nn import networks
@@ -370,6 +372,17 @@ def test_a_single_member_is_the_ordinary_model(name: str, part: str) -> None:
     x, noise = some_images(4), noise_of(4)
     torch.testing.assert_close(posterior.log_prob(x, noise), posterior.inner.log_prob(x, noise), rtol=1e-6, atol=1e-3)
     assert torch.equal(posterior.sample(4, noise), posterior.inner.sample(4, noise))
+
+
+@pytest.mark.parametrize("name", ["glow", "vae"])
+def test_columns_of_a_posterior_are_as_new_as_its_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that comes to give other numbers does so for its posteriors: the cache key says so."""
+    for version in (MODELS.get(name).version, 7):
+        monkeypatch.setattr(MODELS.get(name), "version", version)
+        posterior = MODELS.get(f"swag({name})")((1, 8, 8), config=CONFIGS[name], members=1)
+        trained: Any = SimpleNamespace(name=f"swag({name})", module=posterior, weights="", config={})
+        (one,) = passes_for(["log_px_members"], trained, "float32")
+        assert one.facts["model_version"] == version
 
 
 OUTER = ["sghmc", "sgld", "bbb", "swag"]

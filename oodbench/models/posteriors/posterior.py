@@ -67,7 +67,7 @@ class WeightPosterior(DensityModel):
             self.register_buffer(_key(name), tensor.detach().expand(members, *tensor.shape).clone())
         self.kept: Tensor  # how many members are there
         self.register_buffer("kept", torch.zeros((), dtype=torch.int64))
-        self.likelihood = self.inner.likelihood
+        self.likelihood, self.version = self.inner.likelihood, self.inner.version
         self.remark = ", ".join(filter(None, [self.inner.remark, f"M = {members}"]))
 
     def stack(self, name: str) -> Tensor:
