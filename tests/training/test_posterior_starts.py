@@ -28,8 +28,8 @@ def test_starts_in_the_folder_of_the_weights_are_not_trained_again(tmp_path, mon
 def test_an_ensembles_members_are_the_trainings_of_its_seeds(tmp_path, monkeypatch):
     monkeypatch.setenv("OODBENCH_PRETRAINED", str(tmp_path))
     recipe = Recipe(0, 16, 1e-3, config={"config": CONFIG, "members": 3})
-    trained = train("ensemble(vae)", "digits", preset="tiny", recipe=recipe, seed=5, progress=False)
-    alone = [load_model("vae", "digits", preset="tiny", seed=seed) for seed in (5, 6, 7)]
+    trained = train("ensemble(vae)", "digits", preset="tiny", recipe=recipe, seed=2, progress=False)
+    alone = [load_model("vae", "digits", preset="tiny", seed=seed) for seed in (6, 7, 8)]
     assert trained.entry["starts"] == [each.weights for each in alone]
     x = torch.randint(0, 256, (6, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     noise = Noise.of(torch.arange(6))
@@ -39,6 +39,11 @@ def test_an_ensembles_members_are_the_trainings_of_its_seeds(tmp_path, monkeypat
     torch.testing.assert_close(columns["log_px_members"], expected)
     torch.testing.assert_close(columns["log_px"], expected.logsumexp(1) - math.log(3))
     assert float(expected.std(1).min()) > 0.1  # trainings of their own
+
+
+def test_ensembles_of_different_seeds_share_no_member():
+    posterior = MODELS.get("ensemble(vae)")((1, 8, 8), config=CONFIG, members=3)
+    assert [posterior.seeds(seed) for seed in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
 
 
 def test_an_ensemble_has_no_part():

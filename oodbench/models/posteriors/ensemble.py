@@ -18,12 +18,15 @@ __all__ = ["Ensemble"]
 
 
 class Ensemble(WeightPosterior):
-    """Members are the model trained with the seeds s, s + 1, ..., s + M - 1: nothing is trained beyond them."""
+    """Members are the model trained with the seeds s M, s M + 1, ..., s M + M - 1: nothing is trained beyond them.
+
+    So ensembles of different seeds s share no member.
+    """
 
     def seeds(self, seed: int) -> list[int]:
         if self.part:
             raise OodbenchError("An ensemble's members share nothing: leave out `part`.")
-        return list(range(seed, seed + self.members))
+        return list(range(seed * self.members, (seed + 1) * self.members))
 
     def start(self, trained: "TrainedModel") -> None:
         super().start(trained)
