@@ -68,6 +68,17 @@ def test_members_that_agree_are_the_least_surprising():
     assert score("weight_entropy", agree) == pytest.approx(-np.log(np.log(5)))
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_member_that_rules_an_image_out_has_no_weight():
+    one, alone, none = [-100.0, -101.0, -np.inf], [-np.inf, -100.0, -np.inf], [-np.inf] * 3
+    members = np.array([one, alone, none])
+    for name in ("disagreement", "weight_entropy"):
+        scores = score(name, members)
+        assert scores[0] == pytest.approx(score(name, members[:1, :2])[0])
+        assert scores[1] == np.inf  # ESS = 1, H = 0
+        assert np.isnan(scores[2])
+
+
 def test_float32_columns_keep_their_order():
     members = (-10_000 - np.arange(12).reshape(3, 4) * np.array([[1], [10], [100]])).astype(np.float32)
     assert (np.diff(score("disagreement", members)) > 0).all()
