@@ -518,6 +518,7 @@ def test_wrong_configurations_are_told_so() -> None:
 
     for name, config, sentence in (
         ("sghmc(vae)", {"part": "decodr"}, "no part 'decodr': take one of decoder, encoder"),
+        ("sghmc(vae)", {"part": "dec"}, "no part 'dec': take one of decoder, encoder"),
         ("sghmc(vae)", {"members": 0}, "at least one member"),
         ("sghmc(vae)", {"friction": 0.0}, "friction"),
         ("sghmc(vae)", {"steps": "wavy"}, "'constant' or 'cyclic'"),

@@ -29,7 +29,7 @@ _MANY = 64  # latents, of which on members run faster one after the other: each 
 class WeightPosterior(DensityModel):
     """p(x) = 1/M sum_m p(x | theta_m) of `members` M weights theta_m of the registered `model` built with `config`.
 
-    Random are the parameters whose names start with `part` ("decoder", say; all by default); the others stay those of
+    Random are the parameters of `part` ("decoder" or "decoder.layers.0", say; all by default); the others stay those of
     `inner`, which holds the point estimate that sampling starts from. Buffers that are saved with such a part are each
     member's own too. `log_px_members` (B, M) are the members' log p(x | theta_m) in nats, all from the same
     dequantisation noise and importance draws; `log_px` is the logarithm of their mean.
@@ -55,14 +55,14 @@ class WeightPosterior(DensityModel):
         if isinstance(self.inner, WeightPosterior):
             raise OodbenchError(f"{model} is a posterior already: name the density model itself.")
         self.model, self.part, self.members = model, part, members
-        self.random = {name: p for name, p in self.inner.named_parameters() if name.startswith(part)}
+        self.random = {name: p for name, p in self.inner.named_parameters() if _within(name, part)}
         if not self.random:
             there = sorted({name.partition(".")[0] for name, _ in self.inner.named_parameters()})
             raise OodbenchError(f"{model} has no part {part!r}: take one of {', '.join(there)}.")
         for name, parameter in self.inner.named_parameters():
             parameter.requires_grad_(name in self.random)
         saved = self.inner.state_dict().keys()
-        self._saved = [name for name, _ in self.inner.named_buffers() if name in saved and name.startswith(part)]
+        self._saved = [name for name, _ in self.inner.named_buffers() if name in saved and _within(name, part)]
         for name, tensor in {**self.random, **self._saved_buffers()}.items():
             self.register_buffer(_key(name), tensor.detach().expand(members, *tensor.shape).clone())
         self.kept: Tensor  # how many members are there
@@ -205,6 +205,11 @@ def _together(models: list[VAE]) -> Callable[[Tensor, Tensor], Tensor]:
         return torch.cat(found)
 
     return log_px_given_z
+
+
+def _within(name: str, part: str) -> bool:
+    """Whether a parameter or buffer is the part or below it, by whole steps of its dotted name."""
+    return not part or f"{name}.".startswith(f"{part}.")
 
 
 def _key(name: str) -> str:
