@@ -292,10 +292,13 @@ class _Run:
     def validate(self) -> float:
         """Bits/dim of the averaged weights on the validation images; of a manifold model the loss in nats/dim.
 
-        Of a posterior's chain those of the weights where it is now, which costs as much as one member.
+        Of a posterior's chain those of the weights where it is now, which costs as much as one member; of one that has
+        nothing to train, an ensemble, those of the mean of its members' p(x).
         """
         total, bits = 0.0, has_bits(self.module.likelihood)
-        model = self.averaged.inner if isinstance(self.averaged, WeightPosterior) else self.averaged
+        model = self.averaged
+        if isinstance(model, WeightPosterior) and self.recipe.steps:
+            model = model.inner
         with networks(self.dtype, fold=True):
             for start in range(0, len(self.validation), 64):
                 rows = slice(start, start + 64)

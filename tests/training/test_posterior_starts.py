@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from oodbench.data import load
 from oodbench.errors import OodbenchError
+from oodbench.models.base import bits_per_dim
 from oodbench.models.noise import Noise
 from oodbench.pretrained import load_model
 from oodbench.registry import MODELS
@@ -39,6 +42,17 @@ def test_an_ensembles_members_are_the_trainings_of_its_seeds(tmp_path, monkeypat
     torch.testing.assert_close(columns["log_px_members"], expected)
     torch.testing.assert_close(columns["log_px"], expected.logsumexp(1) - math.log(3))
     assert float(expected.std(1).min()) > 0.1  # trainings of their own
+
+
+def test_an_ensembles_bits_are_those_of_all_its_members(tmp_path, monkeypatch):
+    monkeypatch.setenv("OODBENCH_PRETRAINED", str(tmp_path))
+    recipe = Recipe(0, 16, 1e-3, config={"config": CONFIG, "members": 2})
+    trained = train("ensemble(vae)", "digits", preset="tiny", recipe=recipe, progress=False)
+    validation = load("digits", "validation").limit(room.VALIDATION_IMAGES, seed=0)
+    x, noise = torch.from_numpy(np.array(validation.pixels)), Noise.of(torch.from_numpy(validation.index))
+    with torch.no_grad():
+        expected = bits_per_dim(trained.module.log_prob(x, noise).double().mean(), 64)
+    assert trained.entry["bits_per_dim"] == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_ensembles_of_different_seeds_share_no_member():
