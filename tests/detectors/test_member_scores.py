@@ -79,6 +79,11 @@ def test_a_member_that_rules_an_image_out_has_no_weight():
         assert np.isnan(scores[2])
 
 
+@pytest.mark.parametrize("name", ["marginal", "waic"])
+def test_a_common_shift_of_the_log_likelihoods_shifts_their_averages(members, name):
+    np.testing.assert_allclose(score(name, members - 10_000), score(name, members) + 10_000, rtol=1e-12)
+
+
 def test_float32_columns_keep_their_order():
     members = (-10_000 - np.arange(12).reshape(3, 4) * np.array([[1], [10], [100]])).astype(np.float32)
     assert (np.diff(score("disagreement", members)) > 0).all()
