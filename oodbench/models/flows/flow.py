@@ -8,13 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from oodbench.models.base import DensityModel, Likelihood
-from oodbench.models.flows.transforms.base import Shape, Transform, require
+from oodbench.models.flows.transforms.base import Shape, Transform, require, require_inverse
 from oodbench.models.flows.transforms.logit import Logit
 from oodbench.models.flows.transforms.prior import FactorOut
 from oodbench.models.flows.transforms.squeeze import Flatten
 from oodbench.models.noise import Noise
 
 __all__ = ["Flow", "ImageFlow", "VectorFlow", "standard_normal"]
+
+_ADVICE = (
+    "draw others, or the same in float64, which helps where rounding is to blame, and never with networks in bfloat16"
+)
 
 
 class Flow(nn.Module):
@@ -38,6 +42,11 @@ class Flow(nn.Module):
         """EXACT, unless a layer's volume is not."""
         kinds = [layer.volume for layer in self._layers() if isinstance(layer, Transform)]
         return _weaker(Likelihood.EXACT, *kinds)
+
+    @property
+    def inverts(self) -> bool:
+        """Whether forward finds again the latents of what `inverse` made of them."""
+        return all(layer.inverts for layer in self._layers() if isinstance(layer, Transform))
 
     def forward(self, h: Tensor, noise: Noise, initialise: bool = False) -> tuple[list[Tensor], Tensor]:
         """States (B, *shape) -> standardised latents, one tensor a scale, and the scales' log-volumes (B, scales).
@@ -75,15 +84,19 @@ class Flow(nn.Module):
     def sample(self, n: int, noise: Noise) -> Tensor:
         """(n, *shape): the inverse of standard normal latents; `noise` has n rows.
 
-        Scales far below 1 make it explode for some (Behrmann et al. 2021, arXiv:2006.09347): beyond what the dtype can
-        tell that is an `OodbenchError`, never a silent image.
+        Scales far below 1 make it explode for some (Behrmann et al. 2021, arXiv:2006.09347). So the latents are sought
+        again in what came out, where the layers declare an inverse: a miss is an `OodbenchError`, never a silent image.
         """
         dtype = next(self.parameters()).dtype
         latents = [noise.normal(shape, f"latent {i}").to(dtype) for i, shape in enumerate(self.latent_shapes)]
         assert len(noise.index) == n
         h = self.inverse(latents, noise)
+        if self.inverts:
+            with torch.no_grad():
+                back = self(h, noise)[0]
+            require_inverse(_flat(back), _flat(latents), "the flow", _ADVICE)
         exploded = n - int(h.flatten(1).isfinite().all(1).sum())
-        require(not exploded, f"The flow's inverse explodes in {exploded} of {n} samples: draw them in float64.")
+        require(not exploded, f"The flow's inverse explodes in {exploded} of {n} images: {_ADVICE}.")
         return h
 
     def _layers(self) -> "list[Transform | FactorOut]":
@@ -163,6 +176,11 @@ class VectorFlow(ImageFlow):
 def standard_normal(e: Tensor) -> Tensor:
     """log N(e; 0, I) in nats (B,) of (B, ...)."""
     return -0.5 * e.square().flatten(1).sum(1) - 0.5 * math.log(2 * math.pi) * math.prod(e.shape[1:])
+
+
+def _flat(latents: list[Tensor]) -> Tensor:
+    """All latents of an image in one row: (B, d)."""
+    return torch.cat([e.flatten(1) for e in latents], 1)
 
 
 def _weaker(*kinds: Likelihood) -> Likelihood:

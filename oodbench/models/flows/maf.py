@@ -42,9 +42,9 @@ class MAF(VectorFlow):
 
 
 class IAF(MAF):
-    """MAF turned round: samples in one pass; a density inverts each layer, one number after another.
+    """MAF turned round: states of latents in one pass; a density inverts each layer, one number after another.
 
-    So it is for small sizes only.
+    So it is for small sizes only. Samples take as long as densities, since a flow seeks their latents again.
     """
 
     @classmethod

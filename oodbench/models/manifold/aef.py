@@ -126,7 +126,7 @@ class LinearCore(Transform):
     """y = (W h, h): adds a core to the whole. Its inverse drops it; volumes after it are no densities of h."""
 
     volume = Likelihood.ESTIMATE
-    bijective = False
+    bijective = inverts = False
 
     def __init__(self, dimensions: int, core: int) -> None:
         super().__init__()

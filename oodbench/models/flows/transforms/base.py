@@ -28,6 +28,7 @@ class Transform(nn.Module):
 
     volume: Likelihood = Likelihood.EXACT  # what the logarithm is, of the class or of the instance: exact, ... estimate
     bijective: ClassVar[bool] = True  # False: `inverse` is a right inverse, f(inverse(y)) = y
+    inverts: ClassVar[bool] = True  # False: `inverse` is not even that
 
     def forward(self, h: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -62,5 +63,9 @@ def require(condition: bool, sentence: str) -> None:
 def require_inverse(back: Tensor, y: Tensor, what: str, advice: str) -> None:
     """Raises `OodbenchError` unless f(f^-1(y)), which is `back`, is y (B, ...); of y not finite asks nothing."""
     miss, size = (t.detach().abs().flatten(1).amax(1) for t in (back - y, y))
-    if not ((miss <= _MISS * (1 + size)) | ~size.isfinite()).all():  # so that NaN is no success
-        raise OodbenchError(f"The inverse of {what} misses its aim by {float(miss.max()):.3g}: {advice}.")
+    failed = ~(miss <= _MISS * (1 + size)) & size.isfinite()  # so that NaN is no success
+    if failed.any():
+        raise OodbenchError(
+            f"The inverse of {what} misses its aim by up to {float(miss[failed].max()):.3g} in {int(failed.sum())} of "
+            f"{len(failed)} images: {advice}."
+        )
