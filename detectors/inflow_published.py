@@ -20,7 +20,11 @@ PERMUTATIONS = 100
 SIGNIFICANCE = 0.05
 
 
-@register.statistic("attention_encoding")
+def _applies(model: Any) -> bool:
+    return "attention_margin" in model.columns
+
+
+@register.statistic("attention_encoding", applies=_applies)
 def attention_encoding(model: Any, x: "Tensor", noise: "Noise") -> "Tensor":
     """(B, 32) the numbers by which InFlow's attention knows an image"""
     encoding: Tensor = model.attention.encode(x).float()

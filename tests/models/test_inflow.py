@@ -14,6 +14,8 @@ from oodbench.models.flows.flow import standard_normal
 from oodbench.models.flows.inflow import InFlow
 from oodbench.models.flows.transforms.coupling import Coupling
 from oodbench.models.flows.transforms.squeeze import Squeeze
+from oodbench.plugins import load_builtin
+from oodbench.registry import STATISTICS
 from oodbench.training import Recipe, train
 
 
@@ -93,6 +95,12 @@ def test_the_witness_is_the_kernel_mean_and_the_threshold_a_quantile_of_held_out
     assert float(rbf(a, a, gate.bandwidth.double()).diagonal().min()) == pytest.approx(1)
     assert float(gate.bandwidth) == pytest.approx(float(torch.pdist(r).median()), rel=1e-5)
     assert float((gate.margin(some_images(40)) < 0).double().mean()) > 0.4  # noise is unlike smooth images
+
+
+@pytest.mark.parametrize("name", ["inflow", "glow", "vae"])
+def test_only_a_model_with_a_gate_has_the_numbers_that_it_looks_at(name):
+    load_builtin()
+    assert STATISTICS.get("attention_encoding").applies(tiny(name)) == (name == "inflow")
 
 
 @torch.no_grad()
