@@ -10,7 +10,7 @@ from torch import Tensor
 from oodbench.errors import OodbenchError
 from oodbench.models.base import Likelihood
 from oodbench.models.flows.iresnet import IResNet
-from oodbench.models.flows.lipschitz import spectral_bound
+from oodbench.models.flows.lipschitz import LipschitzConvolution, spectral_bound
 from oodbench.models.flows.transforms.residual import Residual
 from oodbench.models.nn import networks
 from oodbench.models.noise import Noise
@@ -64,6 +64,25 @@ def test_the_bound_is_nearly_tight_on_larger_maps_and_its_gradient_is_right():
     assert norm < float(spectral_bound(weight, (12, 12)).detach()) < 1.04 * norm
     assert torch.autograd.gradcheck(lambda w: spectral_bound(w, (12, 12)), (weight,))
     assert float(spectral_bound(torch.zeros(4, 3, 3, 3), (4, 4))) < 1e-6
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e9, 1e30])
+def test_the_bound_grows_with_the_weights_as_far_as_float32_goes(scale):
+    weight = torch.randn(4, 3, 3, 3)
+    torch.testing.assert_close(spectral_bound(weight * scale, (4, 4)), spectral_bound(weight, (4, 4)) * scale)
+    layer = LipschitzConvolution(3, 4, 3, (4, 4), 0.9)
+    torch.nn.init.normal_(layer.weight, std=scale)
+    assert float(spectral_bound(layer.effective_weight(), (4, 4)).detach()) == pytest.approx(0.9, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_a_spectral_norm_that_is_no_number_is_an_error_in_evaluation(value):
+    model, x = tiny("iresnet"), some_images(2)
+    with torch.no_grad():
+        next(part for part in model.modules() if isinstance(part, LipschitzConvolution)).weight.fill_(value)
+    for fold in (False, True):
+        with networks(fold=fold), torch.inference_mode(), pytest.raises(OodbenchError, match="is no finite number"):
+            model.statistics(x, noise_of(2))
 
 
 @pytest.mark.parametrize("coefficient", [0.5, 0.9])

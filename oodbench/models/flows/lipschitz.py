@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from oodbench.models.flows.transforms.base import require
 from oodbench.models.nn import Convolution
 
 __all__ = ["ContractiveNetwork", "LipschitzConvolution", "spectral_bound"]
@@ -21,8 +22,14 @@ def spectral_bound(weight: Tensor, places: tuple[int, int]) -> Tensor:
     On a torus that is larger by the padding the convolution contains the padded one, and it is block diagonal in
     frequency. The largest singular value of each block is bounded from above by Gram iteration (Delattre et al. 2023,
     arXiv:2305.16173): sigma <= norm_F((M'M)^(2^t))^(1 / 2^(t+1)). Unlike a power iteration it has nothing that could
-    fail to converge: every step of it is a bound. It is differentiable, and close to the norm itself.
+    fail to converge: every step of it is a bound. It is differentiable, and close to the norm itself. Of weights that
+    are no numbers it is NaN.
     """
+    largest = weight.detach().abs().amax().clamp_min(1)  # whose fourth powers, summed, overflow
+    return largest * _spectral_bound(weight / largest, places)
+
+
+def _spectral_bound(weight: Tensor, places: tuple[int, int]) -> Tensor:
     side = weight.shape[-1]
     height, width = (count + side // 2 for count in places) if side > 1 else (1, 1)
     # Half of the plane: a real kernel's blocks at opposite frequencies are conjugate.
@@ -76,6 +83,12 @@ class LipschitzConvolution(Convolution):
     def effective_weight(self) -> Tensor:
         """The weight, scaled down where the bound of its norm exceeds the coefficient (Miyato et al. 2018)."""
         bound = spectral_bound(self.weight, self.places)
+        if not torch.is_grad_enabled():  # a training step looks at its loss instead: this would make a GPU wait
+            require(
+                bool(bound.isfinite()),
+                "The spectral norm of a convolution is no finite number, as its weights are none or huge: train with "
+                "a lower learning rate.",
+            )
         return self.weight * (self.coefficient / bound.clamp_min(self.coefficient))
 
 
