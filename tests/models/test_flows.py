@@ -148,7 +148,7 @@ def a_flow(name: str, shape: tuple[int, int, int] = (3, 4, 4), scale: float = 0.
 
 
 def bijective(flow: Flow) -> bool:
-    return all(layer.bijective for layer in flow.layers if isinstance(layer, Transform))
+    return all(layer.bijective for layer in flow.layers)
 
 
 def skip_unless(condition: bool, what: str) -> None:
@@ -319,6 +319,10 @@ def test_a_flow_says_no_more_of_an_image_than_each_of_its_layers():
     for more in ([estimate], [Inverse(estimate)], [Standardise((2,)), estimate]):
         assert ImageFlow((2, 1, 1), more).likelihood is Likelihood.ESTIMATE
     assert ImageFlow((2, 1, 1), [estimate, Projection(2, 1)]).likelihood is Likelihood.MANIFOLD
+    split = FactorOut((1, 1, 2), scaling=True)
+    assert ImageFlow((2, 1, 1), [split]).likelihood is Likelihood.LOWER_BOUND
+    split.volume = Likelihood.ESTIMATE
+    assert ImageFlow((2, 1, 1), [split]).likelihood is Likelihood.ESTIMATE
 
 
 def on_the_plane(name: str) -> tuple[Flow, tuple[int, ...]]:

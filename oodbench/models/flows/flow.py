@@ -40,13 +40,12 @@ class Flow(nn.Module):
     @property
     def volume(self) -> Likelihood:
         """EXACT, unless a layer's volume is not."""
-        kinds = [layer.volume for layer in self._layers() if isinstance(layer, Transform)]
-        return _weaker(Likelihood.EXACT, *kinds)
+        return _weaker(Likelihood.EXACT, *(layer.volume for layer in self._layers()))
 
     @property
     def inverts(self) -> bool:
         """Whether forward finds again the latents of what `inverse` made of them."""
-        return all(layer.inverts for layer in self._layers() if isinstance(layer, Transform))
+        return all(layer.inverts for layer in self._layers())
 
     def forward(self, h: Tensor, noise: Noise, initialise: bool = False) -> tuple[list[Tensor], Tensor]:
         """States (B, *shape) -> standardised latents, one tensor a scale, and the scales' log-volumes (B, scales).
