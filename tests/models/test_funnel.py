@@ -108,6 +108,8 @@ def test_an_images_few_latents_and_columns():
     assert [tuple(e.shape) for e in latents] == [(4, 2, 2, 3)]
     columns = model.statistics(x, noise)
     torch.testing.assert_close(columns["log_pz"], standard_normal(latents[0]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(columns["latent_norm"], latents[0].flatten(1).norm(dim=1), rtol=1e-12, atol=0)
+    assert model.latent_dimensions == latents[0][0].numel() == 12
     expected = columns["log_pz"] + volumes.sum(1) - 192 * math.log(256)
     torch.testing.assert_close(columns["log_px"], expected, rtol=1e-12, atol=0)
 

@@ -1,5 +1,6 @@
 """A flow that narrows to a few latents by funnels (Klein et al. 2021; surjections: Nielsen et al. 2020)."""
 
+import math
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -23,11 +24,12 @@ __all__ = ["FunnelFlow"]
 class FunnelFlow(ImageFlow):
     """`levels` times: squeeze, `steps` steps as Glow's, and a funnel that keeps `kept` channels: few latents remain.
 
-    A lower bound of the discrete image by dequantisation alone, as of a bijection. The latents are fewer than an
-    image's numbers and what is dropped counts as density, not as volume: there are no columns latent_norm and log_det.
+    A lower bound of the discrete image by dequantisation alone, as of a bijection. latent_norm is that of the few
+    latents left. What is dropped counts as density, not as volume, and belongs to no scale's latents: there are no
+    columns log_det and log_px_scales.
     """
 
-    columns: ClassVar[tuple[str, ...]] = ("log_px", "log_pz")
+    columns: ClassVar[tuple[str, ...]] = ("log_px", "log_pz", "latent_norm")
 
     def __init__(
         self,
@@ -68,7 +70,11 @@ class FunnelFlow(ImageFlow):
         yield Mixing(kept, generator)
         yield Standardise(state)
 
+    @property
+    def latent_dimensions(self) -> int:
+        return math.prod(self.flow.latent_shapes[-1])
+
     def statistics(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """log_px = log_pz + the rest, in nats (B,); log_pz is that of the last, few latents."""
+        """log_px = log_pz + the rest, in nats (B,); log_pz and latent_norm are those of the last, few latents."""
         found = super().statistics(x, noise)
         return {name: found[name] for name in self.columns}
