@@ -18,6 +18,7 @@ from oodbench.data import safe_name
 from oodbench.errors import OodbenchError
 from oodbench.files import cache_dir, expanded, sha256, write_atomically
 from oodbench.models.base import DensityModel
+from oodbench.models.configuration import check_configuration
 from oodbench.registry import MODELS
 
 __all__ = [
@@ -199,6 +200,7 @@ def _load(file: Path, entry: dict[str, Any]) -> TrainedModel:
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         raise OodbenchError(f"{file} differs from its index (by SHA-256): fetch or train it again.")
     build = MODELS.get(entry["model"])
+    check_configuration(entry["model"], build, entry["recipe"]["config"])
     try:
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn only to be replaced
             module: DensityModel = build(tuple(entry["shape"]), **entry["recipe"]["config"])

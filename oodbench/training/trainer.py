@@ -21,6 +21,7 @@ from oodbench.errors import ModelError, OodbenchError
 from oodbench.files import cache_dir, check_writable
 from oodbench.messages import tell
 from oodbench.models.base import DensityModel, bits_per_dim, has_bits
+from oodbench.models.configuration import check_configuration
 from oodbench.models.nn import networks
 from oodbench.models.noise import Noise
 from oodbench.models.posteriors.posterior import WeightPosterior
@@ -67,6 +68,7 @@ def train(
     domain = in_domain(train_images)
     with torch.random.fork_rng(devices=[]), _blaming(model):
         torch.manual_seed(seed)
+        check_configuration(model, build, recipe.config)
         module: DensityModel = build(domain.shape, **recipe.config)
     identity = {
         "model": model, "recipe": recipe.as_dict(), "data": train_images.fingerprint, "seed": seed, "version": 1,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from oodbench.errors import OodbenchError
+from oodbench.models.configuration import check_configuration
 from oodbench.models.flows.flow import Flow, VectorFlow
 from oodbench.models.flows.transforms.base import Transform, require
 from oodbench.models.flows.transforms.coupling import Coupling
@@ -26,6 +27,7 @@ def latent_flow(dimensions: int, name: str, config: Mapping[str, Any] | None) ->
         if not (isinstance(model, type) and issubclass(model, VectorFlow)):
             raise OodbenchError(f"{name} is no flow on vectors: take one for the latents, or 'couplings'.")
         layers = model.layers_on
+    check_configuration(name, layers, config or {})
     return Flow((dimensions,), layers(dimensions, **(config or {})))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from oodbench.errors import OodbenchError
+from oodbench.models.configuration import check_configuration
 from oodbench.models.manifold.embedded import EmbeddedModel
 from oodbench.models.networks import ImageDecoder, ImageEncoder
 from oodbench.models.noise import Noise
@@ -65,6 +66,7 @@ class TwoStep(EmbeddedModel):
         prior_config: Mapping[str, Any] | None = None,
     ) -> None:
         build: Any = Autoencoder if first == "autoencoder" else MODELS.get(first)
+        check_configuration(first, build, first_config or {})
         step = build(shape, **(first_config or {}))
         if not isinstance(step, EncoderDecoder):
             raise OodbenchError(f"{first} has no encoder and decoder: take vae or 'autoencoder' as the first step.")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from oodbench.errors import OodbenchError
 from oodbench.models.base import DensityModel
+from oodbench.models.configuration import check_configuration
 from oodbench.models.nn import folded
 from oodbench.models.noise import Noise
 from oodbench.models.vae.latent import DECODER_ROWS, LatentModel, importance_weighted_members
@@ -51,7 +52,9 @@ class WeightPosterior(DensityModel):
         super().__init__(shape)
         if members < 1:
             raise OodbenchError(f"A posterior has at least one member, not {members}.")
-        self.inner: DensityModel = MODELS.get(model)(shape, **(config or {}))
+        build = MODELS.get(model)
+        check_configuration(model, build, config or {})
+        self.inner: DensityModel = build(shape, **(config or {}))
         if isinstance(self.inner, WeightPosterior):
             raise OodbenchError(f"{model} is a posterior already: name the density model itself.")
         self.model, self.part, self.members = model, part, members
