@@ -160,9 +160,22 @@ def plain(config: dict[str, Any]) -> list[Any]:
         ("glow", (3, 8, 10), {"levels": 2}),
         ("glow-cv", (1, 28, 28), {}),
         *((name, (1, 8, 8), {"levels": 1, "hidden": 0}) for name in ("glow", "realnvp", "nsf", "iresnet", "inflow")),
+        *(
+            (name, (1, 8, 8), {"levels": 1, "steps": steps})
+            for name in ("glow", "glow-cv", "nsf", "nxn-flow", "funnel", "inflow")
+            for steps in (0, -1)
+        ),
+        *(("iresnet", (1, 8, 8), {"levels": 1, "blocks": blocks}) for blocks in (0, -1)),
+        *((name, (1, 8, 8), {"levels": 1, "blocks": -1}) for name in ("realnvp", "nsf")),
+        *((name, (1, 8, 8), {"blocks": -1}) for name in ("nice", "maf", "iaf", "nsf-ar")),
+        *((name, (1, 8, 8), {"levels": 100_000}) for name in ("glow", "realnvp", "iresnet", "funnel")),
+        ("conformal", (1, 8, 8), {"latents": 4, "levels": 100_000}),
+        *(("nice", (1, 8, 8), {"floor": floor}) for floor in (-1.0, math.nan, math.inf)),
+        ("conformal", (1, 8, 8), {"latents": 4, "levels": 1, "weight": math.nan}),
+        ("rectangular", (1, 8, 8), {"latents": 4, "weight": math.inf}),
+        ("two-step", (1, 8, 8), {"weight": math.nan}),
         ("nxn-flow", (1, 8, 8), {"levels": 1, "hidden": -1}),
         ("funnel", (1, 8, 8), {"levels": 1, "hidden": -1}),
-        ("inflow", (1, 8, 8), {"steps": 0}),
         ("nice", (1, 8, 8), {"hidden": -1}),
         ("nice", (1, 1, 1), {}),
         ("nice", (1, 8, 8), {"couplings": 1}),

@@ -47,7 +47,7 @@ class FunnelFlow(ImageFlow):
         self, shape: tuple[int, int, int], levels: int, steps: int, hidden: int, kept: int, components: int
     ) -> Iterator[Transform]:
         """The layers from image to base."""
-        check_halving(shape, levels)
+        check_halving(shape, levels, steps)
         generator = torch.Generator().manual_seed(0)
         element = Sigmoid()
         state: Shape = shape[1], shape[2], shape[0]

@@ -28,7 +28,7 @@ class Glow(ImageFlow):
         self, shape: tuple[int, int, int], levels: int, steps: int, hidden: int
     ) -> Iterator[Transform | FactorOut]:
         """The layers from image to base."""
-        check_halving(shape, levels)
+        check_halving(shape, levels, steps)
         generator = torch.Generator().manual_seed(0)
         element = Sigmoid() if self.scaling else Additive()
         state: Shape = shape[1], shape[2], shape[0]

@@ -11,7 +11,7 @@ from oodbench.models.base import Likelihood
 from oodbench.models.flows.attention import Attention
 from oodbench.models.flows.flow import ImageFlow, standard_normal
 from oodbench.models.flows.networks import ConvolutionNetwork
-from oodbench.models.flows.transforms.base import Shape, Transform, require
+from oodbench.models.flows.transforms.base import Shape, Transform
 from oodbench.models.flows.transforms.coupling import Coupling
 from oodbench.models.flows.transforms.elementwise import Affine
 from oodbench.models.flows.transforms.rotation import Rotation
@@ -53,8 +53,7 @@ class InFlow(ImageFlow):
 
     def layers(self, shape: tuple[int, int, int], levels: int, steps: int, hidden: int) -> Iterator[Transform]:
         """The layers from image to base."""
-        check_halving(shape, levels)
-        require(steps >= 1, f"InFlow's gate opens couplings: use at least 1 step, not {steps}.")
+        check_halving(shape, levels, steps)
         generator = torch.Generator().manual_seed(0)
         element = Affine()
         state: Shape = shape[1], shape[2], shape[0]

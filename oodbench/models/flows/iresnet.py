@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from oodbench.models.flows.flow import ImageFlow
-from oodbench.models.flows.transforms.base import Shape, Transform
+from oodbench.models.flows.transforms.base import Shape, Transform, require
 from oodbench.models.flows.transforms.mixing import Mixing
 from oodbench.models.flows.transforms.prior import FactorOut, Standardise
 from oodbench.models.flows.transforms.residual import Residual, Trace
@@ -40,6 +40,7 @@ class IResNet(ImageFlow):
     ) -> Iterator[Transform | FactorOut]:
         """The layers from image to base."""
         check_halving(shape, levels)
+        require(blocks >= 1, f"A level of a residual flow needs at least one block, not {blocks}.")
         generator = torch.Generator().manual_seed(0)
         state: Shape = shape[1], shape[2], shape[0]
         for level in range(levels):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oodbench.models.flows.transforms.base import require
 from oodbench.models.nn import Convolution, Linear, folded, in_cache, network_dtype, rectified
 
 __all__ = ["MLP", "Band", "ConvolutionNetwork", "ResidualConvolutionNetwork"]
@@ -34,6 +35,7 @@ class ResidualConvolutionNetwork(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int, blocks: int) -> None:
         super().__init__()
+        _require_blocks(blocks)
         self.first = Convolution(inputs, hidden, (3, 3), (1, 1))
         self.inner = nn.ModuleList(Convolution(hidden, hidden, (3, 3), (1, 1)) for _ in range(blocks))
         self.outer = nn.ModuleList(Convolution(hidden, hidden, zero=True) for _ in range(blocks))
@@ -59,6 +61,7 @@ class MLP(nn.Module):
         self, inputs: int, hidden: int, outputs: int, blocks: int, ranks: tuple[Tensor, Tensor, Tensor] | None = None
     ) -> None:
         super().__init__()
+        _require_blocks(blocks)
         first = inner = last = None
         if ranks is not None:
             into, within, out = ranks
@@ -109,3 +112,7 @@ class Band(nn.Module):
         out = torch.cat([padded[:-1], padded[1:]], -1) @ weight  # (blocks, B, parameters * reach)
         out = out.reshape(blocks, len(x), self.parameters_each, self.reach).permute(1, 2, 0, 3).flatten(2)
         return out[..., : self.numbers].flatten(1).to(x.dtype)
+
+
+def _require_blocks(blocks: int) -> None:
+    require(blocks >= 0, f"A network cannot have {blocks} blocks: use 0 for none, or more.")

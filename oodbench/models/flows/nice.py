@@ -1,5 +1,6 @@
 """NICE (Dinh et al. 2015)."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,7 @@ class NICE(VectorFlow):
         """`floor` is that of the first, measured scaling, see `Standardise`; `base` is "normal" or "logistic"."""
         require(base in ("normal", "logistic"), f"The base of nice is 'normal' or 'logistic', not {base!r}.")
         require(dimensions >= 2, f"A coupling needs at least 2 dimensions, not {dimensions}.")
+        require(0 <= floor < math.inf, f"The floor of scales is a share of their root mean square, not {floor}.")
         require(couplings >= 2, f"With {couplings} couplings some numbers are never changed: use at least 2.")
         yield Standardise((dimensions,), measured=True, floor=floor)
         for coupling in range(couplings):

@@ -38,7 +38,7 @@ class NSF(ImageFlow):
         self, shape: tuple[int, int, int], levels: int, steps: int, hidden: int, blocks: int, spline: RationalQuadratic
     ) -> Iterator[Transform | FactorOut]:
         """The layers from image to base."""
-        check_halving(shape, levels)
+        check_halving(shape, levels, steps)
         generator = torch.Generator().manual_seed(0)
         state: Shape = shape[1], shape[2], shape[0]
         for level in range(levels):

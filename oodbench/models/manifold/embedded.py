@@ -11,6 +11,7 @@ in nats, for pixels on the scale (byte + u) / 256 - 1/2. None is a probability o
 bits/dim, and two such models compare only through their scores.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -59,8 +60,8 @@ class EmbeddedModel(DensityModel):
             raise OodbenchError(
                 f"A surface in {self.dimensions} dimensions has 2 to {self.dimensions - 1} latents, not {latents}."
             )
-        if weight <= 0:
-            raise OodbenchError(f"The weight of the reconstruction must be positive, not {weight}.")
+        if not 0 < weight < math.inf:
+            raise OodbenchError(f"The weight of the reconstruction must be positive and finite, not {weight}.")
         self.latents, self.weight = latents, weight
         self.prior = latent_flow(latents, prior, prior_config)
 

@@ -29,14 +29,15 @@ class Squeeze(Transform):
         return height // 2, width // 2, 4 * channels
 
 
-def check_halving(shape: tuple[int, int, int], levels: int) -> None:
-    """`OodbenchError` unless images (C, H, W) can be squeezed `levels` times, at least once."""
+def check_halving(shape: tuple[int, int, int], levels: int, steps: int = 1) -> None:
+    """`OodbenchError` unless images (C, H, W) can be squeezed `levels` times, with `steps` each, at least once."""
     _, height, width = shape
     require(levels >= 1, f"A flow needs at least one level, not {levels}.")
+    require(steps >= 1, f"A flow's level needs at least one step, not {steps}.")
     require(
-        height % 2**levels == 0 and width % 2**levels == 0,
+        levels <= height.bit_length() and height % 2**levels == 0 and width % 2**levels == 0,
         f"A flow of {levels} levels halves the image {levels} times and cannot take {height}x{width}: "
-        f"use fewer levels or images with sides divisible by {2**levels}.",
+        f"use fewer levels or images with sides divisible by 2^{levels}.",
     )
 
 
