@@ -69,7 +69,12 @@ class TwoStep(EmbeddedModel):
         check_configuration(first, build, first_config or {})
         step = build(shape, **(first_config or {}))
         if not isinstance(step, EncoderDecoder):
-            raise OodbenchError(f"{first} has no encoder and decoder: take vae or 'autoencoder' as the first step.")
+            parts = ("latent_shape", "encode", "mean_image")
+            lacking = ", ".join(part for part in parts if not hasattr(step, part))
+            raise OodbenchError(
+                f"{first} cannot be the first step, which encodes bytes (not dequantised) to the mean of latents that "
+                f"are no codes, and decodes these to a mean image, for it lacks {lacking}: take vae or 'autoencoder'."
+            )
         super().__init__(shape, math.prod(step.latent_shape), weight, prior, prior_config)
         self.first = cast(Any, step)
 
