@@ -156,7 +156,7 @@ def test_any_registered_flow_on_vectors_can_stand_on_the_latents(name, monkeypat
 
 
 def test_a_first_step_without_latents_is_told():
-    with pytest.raises(OodbenchError, match="glow cannot be .* for it lacks latent_shape, encode, mean_image"):
+    with pytest.raises(OodbenchError, match=r"glow cannot be .* for it lacks latent_shape, encode, mean_image"):
         TwoStep(SHAPE, first="glow", first_config={"levels": 1, "steps": 1})
     for first in ("cygen", "vqvae-bridge"):  # which encode, but dequantised pixels, and to codes
         with pytest.raises(OodbenchError, match=f"{first} cannot be .* for it lacks mean_image"):
