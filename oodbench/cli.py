@@ -129,6 +129,7 @@ def run(
         "oodbench compare --in cifar10 --out svhn --model glow --detector likelihood --detector typicality",
         "oodbench compare --in cifar10 --out svhn --detector likelihood",
         "oodbench compare --in fashionmnist --model glow --against compressed_size --limit 2000 --format markdown",
+        "oodbench compare --in cifar10 --out svhn --model glow --detector likelihood --against vae:typicality",
     )
 )
 @computing
@@ -142,7 +143,8 @@ def compare(
         typer.Option(
             "--against",
             envvar="OODBENCH_AGAINST",
-            help="Detector or model that all others are compared with. Default: everything with everything.",
+            help="Detector, model, or MODEL:DETECTOR that all others are compared with. Default: everything with "
+            "everything.",
             metavar="NAME",
         ),
     ] = None,
@@ -152,7 +154,7 @@ def compare(
     """Test whether one AUROC is better than another.
 
     Paired tests on the same images (DeLong's covariance, Holm's correction): two detectors of a model, a detector on
-    two models, a control and anything. What is cached is not computed again.
+    two models, a control and anything, or one score of --against and anything. What is cached is not computed again.
     """
     from oodbench.comparing import compare as tests
     from oodbench.report import comparison_table

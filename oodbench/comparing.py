@@ -62,10 +62,10 @@ def compare(
     """Paired tests of the AUROCs of single-image scores, one `Comparison` a pair of scores and pair of data sets.
 
     Compared are two detectors of one model, one detector of two models, and a control with everything; with `against`,
-    a detector or a model, only what it takes part in, as `b`. The scores come the way those of `run` do: from cached
-    columns, of the same images for all. Holm's correction counts all tests of the call. The other keywords are those of
-    `run`. Raises `OodbenchError` for wrong names, for scores of groups, and where nothing can be compared, before
-    anything is computed.
+    a detector or a model, only what it takes part in, as `b`; with "model:detector" that score with all others. The
+    scores come the way those of `run` do: from cached columns, of the same images for all. Holm's correction counts all
+    tests of the call. The other keywords are those of `run`. Raises `OodbenchError` for wrong names, for scores of
+    groups, and where nothing can be compared, before anything is computed.
     """
     how = How(**options)
     load_plugins(how.plugins)
@@ -118,8 +118,11 @@ def _row(a: tuple[_Side, _Scores], b: tuple[_Side, _Scores]) -> Comparison:
     }
 
 
-def _plan(contenders: list[Contender], baseline: tuple[str, str] | None, name: str) -> list[tuple[_Side, _Side]]:
-    """The pairs to compare: of one model, of one detector, or with a control; if so asked, with the baseline."""
+def _plan(contenders: list[Contender], baseline: dict[str, str], name: str) -> list[tuple[_Side, _Side]]:
+    """The pairs to compare: of one model, of one detector, or with a control; if so asked, with the baseline.
+
+    A baseline of a model and a detector is paired with everything.
+    """
     sides = [
         _Side(contender.name, detector)
         for contender in contenders
@@ -129,36 +132,45 @@ def _plan(contenders: list[Contender], baseline: tuple[str, str] | None, name: s
     pairs = [
         (a, b)
         for a, b in combinations(sides, 2)
-        if a.model == b.model or a.detector == b.detector or "none" in (a.model, b.model)
+        if a.model == b.model or a.detector == b.detector or "none" in (a.model, b.model) or len(baseline) == 2
     ]
-    if baseline is not None:
-        kind, against = baseline
-        pairs = [(b, a) if getattr(a, kind) == against else (a, b) for a, b in pairs]
-        pairs = [(a, b) for a, b in pairs if getattr(b, kind) == against != getattr(a, kind)]
+    if baseline:
+        mine = {side for side in sides if all(getattr(side, kind) == wanted for kind, wanted in baseline.items())}
+        pairs = [(b, a) if a in mine else (a, b) for a, b in pairs if (a in mine) != (b in mine)]
     if not pairs:
-        what = "compare" if baseline is None else f"compare {baseline[1]} with"
-        raise OodbenchError(
-            f"There is nothing to {what} on {name}: name two detectors of one model, or two models for one detector."
-        )
+        what = f"compare {':'.join(baseline.values())} with" if baseline else "compare"
+        remedy = "two detectors of one model, or two models for one detector"
+        if len(baseline) == 2:
+            remedy = f"a detector that applies to {baseline['model']}, and others beside it"
+        raise OodbenchError(f"There is nothing to {what} on {name}: name {remedy}.")
     return pairs
 
 
 def _baseline(
     models: list[str] | None, detectors: list[str] | None, against: str | None
-) -> tuple[list[str] | None, list[str] | None, tuple[str, str] | None]:
-    """The names asked for with the baseline among them, and ("detector" or "model", baseline).
+) -> tuple[list[str] | None, list[str] | None, dict[str, str]]:
+    """The names asked for with the baseline among them, and its "model", its "detector", or both.
 
     A name of both is a detector, unless only the models asked for hold it.
     """
     if against is None:
-        return models, detectors, None
-    _refuse_groups(against)
+        return models, detectors, {}
+    model, both, detector = against.rpartition(":")
+    _refuse_groups(detector)
+    if both:
+        MODELS.get(model), DETECTORS.get(detector)  # tell of wrong names
+        models, detectors = models and [*models, model], detectors and [*detectors, detector]
+        return _once(models), _once(detectors), {"model": model, "detector": detector}
     if against in DETECTORS and (against not in (models or []) or against in (detectors or [])):
-        return models, detectors and [*dict.fromkeys([*detectors, against])], ("detector", against)
+        return models, _once(detectors and [*detectors, against]), {"detector": against}
     if against not in (models or []) and against not in MODELS:
         remedy = hint(against, [*DETECTORS, *MODELS], "see `oodbench list detectors` and `list models`.")
         raise OodbenchError(f"There is no detector and no model {against!r} to compare with: {remedy}")
-    return models and [*dict.fromkeys([*models, against])], detectors, ("model", against)
+    return _once(models and [*models, against]), detectors, {"model": against}
+
+
+def _once(names: list[str] | None) -> list[str] | None:
+    return names and [*dict.fromkeys(names)]
 
 
 def _refuse_groups(name: str) -> None:

@@ -61,6 +61,10 @@ BOTH = ("glow", "glow-cv")
         ("likelihood", [(f"{model} typicality", f"{model} likelihood") for model in BOTH]),
         ("glow", [("glow-cv typicality", "glow typicality")]),
         ("total_variation", [(f"{model} typicality", "none total_variation") for model in BOTH]),
+        (
+            "glow-cv:likelihood",
+            [(other, "glow-cv likelihood") for other in ("glow typicality", "glow likelihood", "glow-cv typicality")],
+        ),
     ],
 )
 def test_against_a_baseline_only_what_it_takes_part_in(asked, against, expected) -> None:
@@ -72,9 +76,9 @@ def test_a_name_of_both_is_the_model_where_only_the_models_hold_it(asked, monkey
     from oodbench.comparing import _baseline
 
     assert "inflow" in DETECTORS
-    assert _baseline(["glow"], ["likelihood"], "inflow") == (["glow"], ["likelihood", "inflow"], ("detector", "inflow"))
-    assert _baseline(["glow", "inflow"], None, "inflow") == (["glow", "inflow"], None, ("model", "inflow"))
-    assert _baseline(["inflow"], ["inflow"], "inflow")[2] == ("detector", "inflow")
+    assert _baseline(["glow"], ["likelihood"], "inflow") == (["glow"], ["likelihood", "inflow"], {"detector": "inflow"})
+    assert _baseline(["glow", "inflow"], None, "inflow") == (["glow", "inflow"], None, {"model": "inflow"})
+    assert _baseline(["inflow"], ["inflow"], "inflow")[2] == {"detector": "inflow"}
 
 
 def test_the_numbers_are_those_of_the_scores_that_run_writes(asked, weights: Path, tmp_path: Path) -> None:
@@ -141,6 +145,10 @@ def test_a_monotone_score_has_no_difference_and_non_finite_ones_are_counted(aske
         ({"detectors": ["total_variation"]}, "nothing to compare on digits"),
         ({"against": "likelyhood"}, "did you mean likelihood"),
         ({"against": "gloww"}, "did you mean glow"),
+        ({"against": "gloww:likelihood"}, "did you mean glow"),
+        ({"against": "glow:likelyhood"}, "did you mean likelihood"),
+        ({"against": "glow:typicality@2"}, "name 'typicality'"),
+        ({"against": "glow:total_variation"}, "name a detector that applies to glow, and others beside it"),
         ({"detectors": ["likelyhood"]}, "did you mean likelihood"),
         ({"out": ["nowhere"]}, "Unknown data set"),
     ],
