@@ -5,14 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_models import noise_of, smooth_images, some_images, tiny
+from tiny_models import noise_of, perturb, smooth_images, some_images, tiny
 
 from oodbench.errors import OodbenchError
 from oodbench.models.base import Likelihood
 from oodbench.models.flows.attention import Attention, rbf
 from oodbench.models.flows.flow import standard_normal
 from oodbench.models.flows.inflow import InFlow
+from oodbench.models.flows.networks import ConvolutionNetwork
 from oodbench.models.flows.transforms.coupling import Coupling
+from oodbench.models.flows.transforms.elementwise import Affine
+from oodbench.models.flows.transforms.permutation import swap_halves
 from oodbench.models.flows.transforms.squeeze import Squeeze
 from oodbench.plugins import load_builtin
 from oodbench.registry import STATISTICS
@@ -77,6 +80,34 @@ def test_an_open_flow_is_a_bijection():
     expected = float(torch.linalg.slogdet(jacobian)[1])
     assert float(model.flow(h[:1], noise)[1].sum()) == pytest.approx(expected, rel=1e-11)
     assert isinstance(model.flow.layers[0], Squeeze)
+
+
+class OfTwoNumbers(InFlow):
+    """Images that cannot be squeezed, and as few as 65,536."""
+
+    def layers(self, shape, levels, steps, hidden):
+        for _ in range(2):
+            yield Coupling(1, ConvolutionNetwork(1, hidden, 2), Affine())
+            yield swap_halves(2)
+
+
+@torch.no_grad()
+def test_a_gated_flow_has_no_unit_mass_though_the_open_one_has():
+    """Over every sixteenth image, and so over the square of pixels, in which the open flow's deviation is a tenth."""
+    model = OfTwoNumbers((2, 1, 1), hidden=6, references=50)
+    perturb(model.flow, 0.3)
+    for layer in model.flow.layers:
+        if isinstance(layer, Coupling):
+            layer.network.last.bias[1] = 3 * math.atanh(2.3 / 3)
+    known, held_out = (128 + 25 * torch.randn(2, 200, 2, 1, 1)).clamp(0, 255).to(torch.uint8)
+    model.calibrate(known, held_out)
+    x = torch.cartesian_prod(*2 * [torch.arange(2, 256, 4)]).to(torch.uint8).reshape(-1, 2, 1, 1)
+    columns = model.double().statistics(x, noise_of(len(x)))
+    mass = {name: 16 * float(columns[name].exp().sum()) for name in ("log_px", "log_px_open", "log_px_closed")}
+    assert mass["log_px_open"] == pytest.approx(1, abs=2e-3)
+    assert mass["log_px_closed"] == pytest.approx(math.erf(0.5 / math.sqrt(2)) ** 2, abs=1e-3)  # that of N(0, I) inside
+    assert 0.2 < float((columns["attention_margin"] < 0).double().mean()) < 0.99
+    assert abs(mass["log_px"] - 1) > 0.03
 
 
 @torch.no_grad()

@@ -159,7 +159,7 @@ def test_a_first_step_without_latents_is_told():
     with pytest.raises(OodbenchError, match=r"glow cannot be .* for it lacks latent_shape, encode, mean_image"):
         TwoStep(SHAPE, first="glow", first_config={"levels": 1, "steps": 1})
     for first in ("cygen", "vqvae-bridge"):  # which encode, but dequantised pixels, and to codes
-        with pytest.raises(OodbenchError, match=f"{first} cannot be .* for it lacks mean_image"):
+        with pytest.raises(OodbenchError, match=rf"{first} cannot be .* for it lacks mean_image"):
             TwoStep((1, 8, 8), first=first)
     with pytest.raises(OodbenchError, match="Unknown model 'vea': did you mean vae"):
         TwoStep(SHAPE, first="vea")
