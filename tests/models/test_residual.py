@@ -223,3 +223,16 @@ def test_the_exact_flow_is_a_flow():
 def test_a_configuration_that_cannot_be_is_told_in_one_sentence(config, words):
     with pytest.raises(OodbenchError, match=words):
         IResNet((3, 16, 16), **config)
+
+
+@pytest.mark.parametrize(
+    ("trace", "likelihood", "remark"),
+    [
+        ("series", Likelihood.ESTIMATE, "biased: 3 terms"),
+        ("roulette", Likelihood.ESTIMATE, "unbiased"),
+        ("exact", Likelihood.LOWER_BOUND, ""),
+    ],
+)
+def test_tables_say_whether_an_estimate_is_biased(trace, likelihood, remark):
+    model = tiny("iresnet", (1, 4, 4), trace=trace)
+    assert (model.likelihood, model.remark) == (likelihood, remark)

@@ -19,7 +19,7 @@ class IResNet(ImageFlow):
     """`levels` scales of `blocks` residual blocks with `hidden` channels, an affine map of the channels before each.
 
     An estimate of log P, biased with `trace="series"`, without bias with "roulette"; "exact" is a lower bound like any
-    other flow's, for small images. See `Residual` for `coefficient` and `terms`.
+    other flow's, for small images. Tables say which. See `Residual` for `coefficient` and `terms`.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class IResNet(ImageFlow):
     ) -> None:
         residual = partial(Residual, hidden=hidden, coefficient=coefficient, trace=trace, terms=terms)
         super().__init__(shape, self.layers(shape, levels, blocks, residual))
+        self.remark = {"series": f"biased: {terms} terms", "roulette": "unbiased", "exact": ""}[trace]
 
     def layers(
         self, shape: tuple[int, int, int], levels: int, blocks: int, residual: Callable[..., Residual]
