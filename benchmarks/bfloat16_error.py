@@ -1,4 +1,4 @@
-"""What bfloat16 networks change: log P, and the AUROC of detectors, on a trained Glow."""
+"""What bfloat16 networks change: log P, and the AUROC of detectors, on trained flows."""
 
 import tempfile
 from pathlib import Path
@@ -17,17 +17,31 @@ from oodbench.registry import DETECTORS
 
 __all__ = ["precision_row"]
 
-PAIRS = (("cifar10", "svhn"), ("photos", "glyphs"))  # the first whose images and weights are there
+FLOWS = ("glow", "nsf", "maf")  # affine couplings, splines, and an autoregressive network
+# Of each flow the first whose images and weights are there.
+PAIRS = (("cifar10", "svhn"), ("fashionmnist", "mnist"), ("photos", "glyphs"))
 _PRECISIONS: tuple[Literal["float32"], Literal["bfloat16"]] = ("float32", "bfloat16")
 
 
 def precision_row(n: int = 1000) -> None:
     """Prints the error of log P in nats and the AUROC of both precisions, on up to n images of each kind."""
     load_plugins(())
-    model, inside, outside = _pair()
+    for flow in FLOWS:
+        for inside, outside in PAIRS:
+            try:
+                load(inside, "test"), load(outside, "test")
+                model = load_model(flow, inside)
+            except OodbenchError as error:
+                print(f"{flow}: not on {inside} and {outside}: {error}")
+            else:
+                _compare(model, inside, outside, n)
+                break
+
+
+def _compare(model: TrainedModel, inside: str, outside: str, n: int) -> None:
     columns = {p: [_log_px(model, name, split, n, p) for name, split in _parts(inside, outside)] for p in _PRECISIONS}
     (_, test, out), sizes = columns["float32"], [c.rows for c in columns["float32"]]
-    print(f"\nbfloat16 networks, glow of {inside} against {outside}: n = {sizes[1]} and {sizes[2]} images")
+    print(f"\nbfloat16 networks, {model.name} of {inside} against {outside}: n = {sizes[1]} and {sizes[2]} images")
     for name, exact, rough in (
         (inside, test, columns["bfloat16"][1]),
         (outside, out, columns["bfloat16"][2]),
@@ -45,16 +59,6 @@ def precision_row(n: int = 1000) -> None:
 
 def _parts(inside: str, outside: str) -> list[tuple[str, str]]:
     return [(inside, "validation"), (inside, "test"), (outside, "test")]
-
-
-def _pair() -> tuple[TrainedModel, str, str]:
-    for inside, outside in PAIRS:
-        try:
-            load(inside, "test"), load(outside, "test")
-            return load_model("glow", inside), inside, outside
-        except OodbenchError as error:
-            print(f"not on {inside} and {outside}: {error}")
-    raise OodbenchError("There is no trained glow to measure the error on.")
 
 
 def _log_px(model: TrainedModel, name: str, split: str, n: int, precision: Literal["float32", "bfloat16"]) -> Columns:

@@ -2,11 +2,11 @@
 
     python benchmarks/peers.py --rows glow,glow-best,glow-train,spline,maf,vae,bfloat16 --threads 2
 
-Everything of a row runs in one process and in turns (`turns.py`): read the ratios. Peers run as by default, with memory
-as glibc treats it of itself (`freed_memory.py`), and tuned, with memory kept as our engine keeps it. Glow's peers get
-float32 inputs that are ready, ours takes 8-bit images and dequantises them. The floor is the convolutions or matrix
-products alone. With `--device cuda` the Glow's core runs in CUDA graphs, beside normflows and the floor, at three batch
-sizes.
+Rows spline-train and maf-train are training steps. Everything of a row runs in one process and in turns (`turns.py`):
+read the ratios. Peers run as by default, with memory as glibc treats it of itself (`freed_memory.py`), and tuned, with
+memory kept as our engine keeps it. Glow's peers get float32 inputs that are ready, ours takes 8-bit images and
+dequantises them. The floor is the convolutions or matrix products alone. With `--device cuda` the Glow's core runs in
+CUDA graphs, beside normflows and the floor, at three batch sizes.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from glows import (
 from likelihood import CONFIG, convolutions, crops, direct, engine, glow
 from torch import Tensor, nn
 from turns import Target, in_turns, print_table
-from vectors import density, mafs, products, splines
+from vectors import OurDensity, density, mafs, product_training, products, splines
 
 from oodbench.engine.device import keep_freed_memory
 from oodbench.models.flows.flow import Flow
@@ -201,15 +201,40 @@ def vector_row(
     )
 
 
+def vector_training_row(
+    arguments: argparse.Namespace, title: str, models: dict[str, nn.Module], batch: int = 256
+) -> None:
+    """Forward, backward, AdamW step on vectors of 784 numbers."""
+    check_sizes(models, axes=2)
+    ours = cast(Flow, models.pop("ours"))
+    x = torch.randn(batch, 784)
+    largest = 4 * batch * max(p.shape[0] for p in ours.parameters())
+    contenders: dict[str, Callable[[], None]] = {}
+    for name, model in models.items():
+        contenders[name] = training(model, x)
+        contenders[f"{name} + freed memory kept"] = training(model, x)
+    for precision, dtype in (("float32", None), ("bfloat16", torch.bfloat16)):
+        contenders[f"ours {precision}"] = training(OurDensity(ours, batch, dtype), x)
+        contenders[f"floor {precision}"] = product_training(ours, batch, dtype or torch.float32)
+    print_table(
+        f"{title}, training step, batch {batch}",
+        in_turns(contenders, arguments.repeats, FreedMemory(largest)),
+        batch,
+    )
+
+
+SPLINES = "Spline coupling, 784 numbers, 4 layers of 256 units, 8 bins"
+MAFS = "MAF, 784 numbers, 5 layers of 512 units"
+
+
 def spline_row(arguments: argparse.Namespace) -> None:
     """Neural spline couplings."""
-    title = "Spline coupling, 784 numbers, 4 layers of 256 units, 8 bins"
-    vector_row(arguments, title, splines(784, 4, 256), (2.5, 0.65), n=1024)
+    vector_row(arguments, SPLINES, splines(784, 4, 256), (2.5, 0.65), n=1024)
 
 
 def maf_row(arguments: argparse.Namespace) -> None:
     """Masked autoregressive flows; the floor's products are dense, while ours leave out blocks that are zero."""
-    vector_row(arguments, "MAF, 784 numbers, 5 layers of 512 units", mafs(784, 5, 512), (1.2, 0.9))
+    vector_row(arguments, MAFS, mafs(784, 5, 512), (1.2, 0.9))
 
 
 def vae_row(arguments: argparse.Namespace, n: int = 256, batch: int = 64, draws: int = 64) -> None:
@@ -251,7 +276,9 @@ ROWS: dict[str, Callable[[argparse.Namespace], None]] = {
     "glow-best": glow_best_row,
     "glow-train": glow_training_row,
     "spline": spline_row,
+    "spline-train": lambda arguments: vector_training_row(arguments, SPLINES, splines(784, 4, 256)),
     "maf": maf_row,
+    "maf-train": lambda arguments: vector_training_row(arguments, MAFS, mafs(784, 5, 512)),
     "vae": vae_row,
     "bfloat16": lambda _: precision_row(),
 }

@@ -23,7 +23,7 @@ from oodbench.models.flows.transforms.spline import RationalQuadratic
 from oodbench.models.nn import networks
 from oodbench.models.noise import Noise
 
-__all__ = ["density", "mafs", "products", "splines"]
+__all__ = ["OurDensity", "density", "mafs", "product_training", "products", "splines"]
 
 BINS, BOUND = 8, 3.0
 
@@ -108,6 +108,18 @@ class _Zuko(nn.Module):
         return out
 
 
+class OurDensity(nn.Module):
+    """Our log density as a peer's call, with networks in `dtype`: for `training`."""
+
+    def __init__(self, flow: Flow, batch: int, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.flow, self.dtype, self.noise = flow, dtype, Noise.of(torch.arange(batch))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with networks(self.dtype):
+            return self.flow.log_density(x, self.noise)
+
+
 class _Backwards(nn.Module):
     """The reversal of a vector for normflows, which has only random permutations and swapped halves."""
 
@@ -153,19 +165,46 @@ def density(
 
 def products(flow: Flow, x: Tensor, batch: int, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
     """The floor: the matrix products of all networks on dense inputs, a batch after another."""
-    chains = []
-    for network in (module for module in flow.modules() if isinstance(module, MLP)):
-        parts = [network.first, *network.inner, *network.outer, network.last]
-        weights = [(part.weight.detach().to(dtype), part.bias.detach().to(dtype)) for part in parts]
-        assert all(len(one[0]) == two[0].shape[1] for one, two in pairwise(weights))
-        chains.append((torch.randn(batch, weights[0][0].shape[1]).to(dtype), weights))
+    chains = _chains(flow, batch, dtype)
 
     def run() -> None:
         with torch.inference_mode():
             for _ in range(0, len(x), batch):
                 for first, weights in chains:
-                    h = first
-                    for weight, bias in weights:
-                        h = torch.addmm(bias, h, weight.t())
+                    _product(first, weights)
 
     return run
+
+
+def product_training(flow: Flow, batch: int, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+    """The floor of a training step: the same products, of one batch, and their backward passes."""
+    chains = _chains(flow, batch, dtype)
+    for first, weights in chains:
+        for leaf in (first, *(tensor for layer in weights for tensor in layer)):
+            leaf.requires_grad_()
+
+    def run() -> None:
+        for first, weights in chains:
+            out = _product(first, weights)
+            torch.autograd.grad(out, [first, *(tensor for layer in weights for tensor in layer)], torch.ones_like(out))
+
+    return run
+
+
+def _chains(flow: Flow, batch: int, dtype: torch.dtype) -> list[tuple[Tensor, list[tuple[Tensor, Tensor]]]]:
+    """Of every network random inputs (batch, n), and the weights and biases that follow one another."""
+    chains = []
+    for network in (module for module in flow.modules() if isinstance(module, MLP)):
+        parts = [network.first, *network.inner, *network.outer, network.last]
+        weights = [
+            (part.weight.detach().to(dtype, copy=True), part.bias.detach().to(dtype, copy=True)) for part in parts
+        ]
+        assert all(len(one[0]) == two[0].shape[1] for one, two in pairwise(weights))
+        chains.append((torch.randn(batch, weights[0][0].shape[1]).to(dtype), weights))
+    return chains
+
+
+def _product(h: Tensor, weights: list[tuple[Tensor, Tensor]]) -> Tensor:
+    for weight, bias in weights:
+        h = torch.addmm(bias, h, weight.t())
+    return h
