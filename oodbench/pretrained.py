@@ -200,7 +200,10 @@ def _load(file: Path, entry: dict[str, Any]) -> TrainedModel:
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         raise OodbenchError(f"{file} differs from its index (by SHA-256): fetch or train it again.")
     build = MODELS.get(entry["model"])
-    check_configuration(entry["model"], build, entry["recipe"]["config"])
+    try:
+        check_configuration(entry["model"], build, entry["recipe"]["config"])
+    except OodbenchError as error:
+        raise OodbenchError(f"{file} does not fit this version: {error}") from error
     try:
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn only to be replaced
             module: DensityModel = build(tuple(entry["shape"]), **entry["recipe"]["config"])
