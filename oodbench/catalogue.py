@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from oodbench.detector import EVERY_COLUMN
 from oodbench.files import Paths, cache_dir
 from oodbench.plugins import load_plugins, loaded
 from oodbench.provenance import installed_version
@@ -22,7 +21,7 @@ Row = dict[str, Any]
 
 def catalogue(kind: str, *, data_root: Path | str | None = None, plugins: Paths = ()) -> list[Row]:
     """Rows on all `models`, `detectors`, `datasets`, `statistics`, `pretrained`, `suites`; only weights need torch."""
-    load_plugins(plugins)
+    load_plugins(plugins, builtin=kind != "models")
     kinds: dict[str, Callable[[], list[Row]]] = {
         "models": _models,
         "detectors": _detectors,
@@ -65,6 +64,8 @@ def _datasets(data_root: Path | str | None) -> list[Row]:
 
 def _statistics() -> list[Row]:
     """The registered ones, and the columns of a model's forward pass that some detector reads."""
+    from oodbench.detector import EVERY_COLUMN  # with numpy, which a list of models does not need
+
     rows = {
         name: {
             "name": name,

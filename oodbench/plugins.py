@@ -13,7 +13,6 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
-from oodbench.detector import Detector
 from oodbench.errors import OodbenchError
 from oodbench.files import Paths, expanded
 from oodbench.messages import tell
@@ -44,10 +43,14 @@ def loaded() -> list[Plugin]:
     return list(_plugins.values())
 
 
-def load_plugins(files: Paths = ()) -> None:
-    """Loads the built-in detectors, the installed entry points, then `files`; `OodbenchError` if one is missing."""
+def load_plugins(files: Paths = (), builtin: bool = True) -> None:
+    """Loads the built-in detectors, the installed entry points, then `files`; `OodbenchError` if one is missing.
+
+    Without `builtin` the first are left out, and numpy with them: models are listed without.
+    """
     paths = [_existing(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
-    load_builtin()
+    if builtin:
+        load_builtin()
     load_entry_points()
     for path in paths:
         load_plugin(path)
@@ -163,6 +166,8 @@ def _fault(registry: Registry[Any], name: str) -> str | None:
     """What keeps a newly registered thing from working, as far as can be told without running it."""
     value = registry.get(name)
     if registry is DETECTORS:
+        from oodbench.detector import Detector  # with numpy, which only a plugin's detector needs
+
         if not (isinstance(value, type) and issubclass(value, Detector)):
             return f": {name!r} is not a subclass of oodbench.Detector."
         if value.score is Detector.score:
