@@ -291,12 +291,13 @@ def test_bfloat16_networks_move_the_score_by_little_and_leave_it_float32(name):
 
 @every_model
 def test_torchs_global_generator_is_left_alone(name):
-    model, x = tiny(name, (3, 4, 4), scale=0.1), some_images(3, (3, 4, 4))
+    model, x = tiny(name, (3, 4, 4)), some_images(3, (3, 4, 4))
+    milder = tiny(name, (3, 4, 4), scale=0.1)  # as samples of wild flows explode, which they say
     before = torch.get_rng_state()
     model.initialise(x, noise_of(3))
     model.log_prob(x, noise_of(3))
     model.loss(x, noise_of(3)).sum().backward()
-    model.sample(2, noise_of(2))
+    milder.sample(2, noise_of(2))
     assert torch.equal(torch.get_rng_state(), before)
 
 
