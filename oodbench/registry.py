@@ -213,6 +213,10 @@ MODELS: ModelRegistry = ModelRegistry(
         ),
         "vae": ("oodbench.models.vae.vae:VAE", "Convolutional VAE, discretised-logistic decoder, K importance draws"),
         "vae-mlp": ("oodbench.models.vae.vae:DenseVAE", "Fully connected VAE on one vector of latents"),
+        "vae-dcgan": (
+            "oodbench.models.vae.vae:DCGANVAE",
+            "VAE of strided convolutions alone on one vector of latents, as in Xiao et al. 2020",
+        ),
         "nf-vae": (
             "oodbench.models.vae.nf:NormalizingFlowVAE",
             "VAE with a planar, radial or Householder posterior (Rezende & Mohamed 2015, Tomczak & Welling 2016)",

@@ -27,6 +27,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "inflow": {"levels": 1, "steps": 4, "hidden": 12, "references": 20},
     "vae": {"latents": 4, "hidden": 12, "mixtures": 2, "draws": 3},
     "vae-mlp": {"latents": 4, "hidden": 12, "draws": 3},
+    "vae-dcgan": {"latents": 4, "hidden": 6, "draws": 3},
     "nf-vae": {"latents": 4, "hidden": 12, "draws": 3, "steps": 2, "context": 3},
     "iaf-vae": {"latents": 4, "hidden": 12, "draws": 3, "steps": 2, "context": 5, "width": 12},
     "svae": {"latents": 4, "hidden": 12, "draws": 3},

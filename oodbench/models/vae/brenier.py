@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from oodbench.models.networks import Perceptron, Skipped
 from oodbench.models.nn import Linear, folded, network_dtype
-from oodbench.models.vae.networks import Principal
 from oodbench.models.vae.observations import Observation
+from oodbench.models.vae.principal import Principal
 
 __all__ = ["BrenierMap", "InjectiveDecoder"]
 

@@ -1,12 +1,11 @@
 """Encoders and decoders: a linear map, which starts at principal components, plus a network, which starts at zero.
 
 "maps": convolutional, latents are maps of a quarter of the image's side. "convolutional" and "dense": latents are one
-vector, which posteriors with structure need.
+vector, which posteriors with structure need. "dcgan": one vector too, without the linear map (`dcgan.py`).
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,37 +16,13 @@ from oodbench.errors import OodbenchError
 from oodbench.models import networks as images
 from oodbench.models.affine import Affine
 from oodbench.models.nn import Convolution, Linear, rectified
+from oodbench.models.vae.dcgan import DCGANDecoder, DCGANEncoder
 from oodbench.models.vae.observations import Observation
+from oodbench.models.vae.principal import Principal, probabilistic_pca
 
-__all__ = ["PATCH", "DenseDecoder", "DenseDecoders", "Principal", "build", "probabilistic_pca"]
+__all__ = ["PATCH", "DenseDecoder", "DenseDecoders", "build"]
 
 PATCH = 4  # pixels a side that one place of latent maps stands for
-
-
-@dataclass(frozen=True)
-class Principal:
-    """Probabilistic principal components of rows (N, d): x = W z + m + s e (Tipping & Bishop 1999, Equation 7)."""
-
-    w: Tensor  # (d, R) = U (L - s^2)^(1/2)
-    mean: Tensor  # (d,)
-    kept: Tensor  # (R,): the largest variances L
-    rest: float  # s^2, the mean of all others
-
-    @property
-    def gain(self) -> Tensor:
-        """(R, d): q(z | x) = N(gain (x - m), s^2 / L)."""
-        return (self.w / self.kept).T
-
-
-def probabilistic_pca(rows: Tensor, mean: Tensor, most: int) -> Principal:
-    """Of float64 rows (N, d) around `mean` (d,), with at most `most` components and at least one number left over."""
-    centred = rows - mean
-    variances, axes = torch.linalg.eigh(centred.T @ centred / len(rows))
-    variances, axes = variances.flip(0).clamp_min(1e-6), axes.flip(1)
-    rank = min(most, rows.shape[1] - 1)
-    rest = float(variances[rank:].mean())
-    kept = variances[:rank].clamp_min(rest * (1 + 1e-6))
-    return Principal(axes[:, :rank] * (kept - rest).sqrt(), mean, kept, rest)
 
 
 class Residual(nn.Module):
@@ -251,6 +226,7 @@ _NETWORKS: dict[str, tuple[Any, Any]] = {
     "maps": (MapEncoder, MapDecoder),
     "convolutional": (ConvolutionalEncoder, ConvolutionalDecoder),
     "dense": (DenseEncoder, DenseDecoder),
+    "dcgan": (DCGANEncoder, DCGANDecoder),
 }
 
 
@@ -265,7 +241,7 @@ def build(
     if math.prod(shape) < 2:  # of which principal components leave nothing over
         raise OodbenchError(f"An autoencoder's image has at least 2 numbers, not {math.prod(shape)}.")
     _, height, width = shape
-    if network != "dense" and (height % PATCH or width % PATCH):
+    if network in ("maps", "convolutional") and (height % PATCH or width % PATCH):
         raise OodbenchError(
             f"A {network} VAE cannot take {height}x{width} images: sides must be divisible by {PATCH}; use 'dense'."
         )

@@ -13,17 +13,17 @@ from oodbench.models.vae.networks import build
 from oodbench.models.vae.observations import observation as observation_of
 from oodbench.models.vae.posteriors import Gaussian, Posterior
 
-__all__ = ["VAE", "DenseVAE"]
+__all__ = ["DCGANVAE", "VAE", "DenseVAE"]
 
 
 class VAE(LatentModel):
     """q(z | x) = N(m(x), s(x)^2), p(z) = N(0, I), P(x | z) as `observation` says.
 
-    `network` is "maps" (`latents` maps of a quarter of the image's side), "convolutional" or "dense" (`latents`
-    numbers); `hidden` its width; `observation` is "logistic" (a mixture of `mixtures` discretised logistics a pixel),
-    "categorical" or "bernoulli" (of the image at one bit a number: never ranked beside 8-bit ones). Its kin subclass it
-    and change posterior, prior or decoder; they set `outputs`, how many numbers or maps the encoder gives, where it is
-    not a mean and a log-variance a latent.
+    `network` is "maps" (`latents` maps of a quarter of the image's side), "convolutional", "dcgan" or "dense"
+    (`latents` numbers); `hidden` its width; `observation` is "logistic" (a mixture of `mixtures` discretised logistics
+    a pixel), "categorical" or "bernoulli" (of the image at one bit a number: never ranked beside 8-bit ones). Its kin
+    subclass it and change posterior, prior or decoder; they set `outputs`, how many numbers or maps the encoder gives,
+    where it is not a mean and a log-variance a latent.
     """
 
     def __init__(
@@ -81,7 +81,10 @@ class VAE(LatentModel):
 
     @torch.no_grad()
     def calibrate(self, known: Tensor, held_out: Tensor) -> None:
-        """Starts at probabilistic principal components, which gradient descent takes thousands of steps to find."""
+        """Starts at probabilistic principal components, which gradient descent takes thousands of steps to find.
+
+        A network without a linear map starts at the mean image alone.
+        """
         principal = self.encoder.principal(self.values(known).double(), self.latents)
         self.encoder.start_at(principal, self.latents)
         self.decoder.start_at(principal, self.pixel)
@@ -103,5 +106,24 @@ class DenseVAE(VAE):
         super().__init__(shape, latents, hidden, mixtures, draws, network, **config)
         if len(self.latent_shape) != 1:
             raise OodbenchError(
-                f"This model's latents are one vector: take 'dense' or 'convolutional', not {network!r}."
+                f"This model's latents are one vector: take 'dense', 'convolutional' or 'dcgan', not {network!r}."
             )
+
+
+class DCGANVAE(DenseVAE):
+    """The VAE whose encoder is a guess and no projection: convolutions alone, as where likelihood regret was published.
+
+    Xiao et al. 2020 take a 256-way softmax a pixel ("categorical") where this has discretised logistics.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        latents: int = 100,
+        hidden: int = 64,
+        mixtures: int = 1,
+        draws: int = 64,
+        network: str = "dcgan",
+        **config: Any,
+    ) -> None:
+        super().__init__(shape, latents, hidden, mixtures, draws, network, **config)

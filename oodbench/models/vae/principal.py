@@ -1,0 +1,34 @@
+"""Probabilistic principal components, which linear encoders and decoders start at."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Principal", "probabilistic_pca"]
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Probabilistic principal components of rows (N, d): x = W z + m + s e (Tipping & Bishop 1999, Equation 7)."""
+
+    w: Tensor  # (d, R) = U (L - s^2)^(1/2)
+    mean: Tensor  # (d,)
+    kept: Tensor  # (R,): the largest variances L
+    rest: float  # s^2, the mean of all others
+
+    @property
+    def gain(self) -> Tensor:
+        """(R, d): q(z | x) = N(gain (x - m), s^2 / L)."""
+        return (self.w / self.kept).T
+
+
+def probabilistic_pca(rows: Tensor, mean: Tensor, most: int) -> Principal:
+    """Of float64 rows (N, d) around `mean` (d,), with at most `most` components and at least one number left over."""
+    centred = rows - mean
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(rows))
+    variances, axes = variances.flip(0).clamp_min(1e-6), axes.flip(1)
+    rank = min(most, rows.shape[1] - 1)
+    rest = float(variances[rank:].mean())
+    kept = variances[:rank].clamp_min(rest * (1 + 1e-6))
+    return Principal(axes[:, :rank] * (kept - rest).sqrt(), mean, kept, rest)
