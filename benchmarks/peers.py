@@ -1,6 +1,6 @@
 """The speed of our models beside normflows, nflows, zuko and pythae (the extra `bench`), at equal architectures.
 
-    python benchmarks/peers.py --rows glow,glow-best,glow-train,spline,maf,vae,bfloat16 --threads 2
+    python benchmarks/peers.py --rows glow,glow-best,glow-train,spline,maf,vae,regret,bfloat16 --threads 2
 
 Rows spline-train and maf-train are training steps. Everything of a row runs in one process and in turns (`turns.py`):
 read the ratios. Peers run as by default, with memory as glibc treats it of itself (`freed_memory.py`), and tuned, with
@@ -10,6 +10,7 @@ CUDA graphs, beside normflows and the floor, at three batch sizes.
 """
 
 import argparse
+import statistics
 import sys
 import time
 import warnings
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from typing import cast
 
 import importance
+import refitting
 import torch
 from bfloat16_error import precision_row
 from freed_memory import FreedMemory
@@ -271,6 +273,24 @@ def vae_row(arguments: argparse.Namespace, n: int = 256, batch: int = 64, draws:
     )
 
 
+def regret_row(arguments: argparse.Namespace, n: int = 32, batch: int = 16) -> None:
+    """Likelihood regret; 1,000 images are to take 10 minutes at most."""
+    torch.manual_seed(0)
+    for name in refitting.NAMES:
+        model = refitting.small_preset(name)
+        x = torch.randint(0, 256, (n, *refitting.SHAPE), dtype=torch.uint8)
+        seconds = in_turns(
+            {
+                f"{name}, an image after another": refitting.one_by_one(model, x[:4]),
+                f"ours, {name}, a batch at once": refitting.ours(model, x, batch),
+            },
+            arguments.repeats,
+        )
+        for (contender, turns), images in zip(seconds.items(), (4, n), strict=True):
+            each = statistics.median(turns) / images
+            print(f"{contender:38}{each:8.3f} s an image, {each * 1000 / 60:6.1f} minutes for 1,000; n = {len(turns)}")
+
+
 ROWS: dict[str, Callable[[argparse.Namespace], None]] = {
     "glow": glow_row,
     "glow-best": glow_best_row,
@@ -280,6 +300,7 @@ ROWS: dict[str, Callable[[argparse.Namespace], None]] = {
     "maf": maf_row,
     "maf-train": lambda arguments: vector_training_row(arguments, MAFS, mafs(784, 5, 512)),
     "vae": vae_row,
+    "regret": regret_row,
     "bfloat16": lambda _: precision_row(),
 }
 
