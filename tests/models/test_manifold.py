@@ -9,6 +9,7 @@ import torch
 from tiny_models import CONFIGS, noise_of, smooth_images, some_images, tiny
 from torch import Tensor
 
+from oodbench.errors import OodbenchError
 from oodbench.models.base import Likelihood
 from oodbench.models.manifold.embedded import EmbeddedModel
 from oodbench.models.noise import Noise
@@ -119,3 +120,20 @@ def test_evaluation_is_deterministic_knows_no_batch_and_is_all_in_the_weights(na
         row = slice(i, i + 1)
         for column, values in model.statistics(x[row], noise.rows(row)).items():
             torch.testing.assert_close(values, together[column][row], rtol=1e-9, atol=1e-9)
+
+
+@every_manifold
+@torch.no_grad()
+def test_a_sample_that_explodes_is_told(name, monkeypatch):
+    model, _, noise = a_surface(name, (1, 4, 4))
+    assert model.sample(4, noise).dtype == torch.uint8
+    decode = model.decode
+
+    def exploding(z: Tensor, noise: Noise) -> Tensor:
+        pixels = decode(z, noise)
+        pixels[1, 2] = torch.inf
+        return pixels
+
+    monkeypatch.setattr(model, "decode", exploding)
+    with pytest.raises(OodbenchError, match=r"explodes in 1 of 4 images"):
+        model.sample(4, noise)

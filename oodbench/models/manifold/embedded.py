@@ -21,6 +21,7 @@ from torch import Tensor
 from oodbench.errors import OodbenchError
 from oodbench.models.base import DensityModel, Likelihood
 from oodbench.models.flows.flow import standard_normal
+from oodbench.models.flows.transforms.base import require
 from oodbench.models.manifold.jacobian import log_volume
 from oodbench.models.manifold.latents import latent_flow
 from oodbench.models.noise import Noise
@@ -111,7 +112,9 @@ class EmbeddedModel(DensityModel):
         return ((x.to(dtype) + u) * (1 / 256) - 0.5).permute(0, 2, 3, 1)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
-        """uint8 (n, C, H, W): points of the surface, at the bytes that hold them."""
+        """uint8 (n, C, H, W): points of the surface, at the bytes that hold them; `OodbenchError` where one is none."""
         channels, height, width = self.shape
         pixels = self.decode(self.prior.sample(n, noise), noise).reshape(n, height, width, channels)
+        exploded = n - int(pixels.flatten(1).isfinite().all(1).sum())
+        require(not exploded, f"The decoder explodes in {exploded} of {n} images: take other weights.")
         return ((pixels.permute(0, 3, 1, 2) + 0.5) * 256).floor().clamp(0, 255).to(torch.uint8)
