@@ -30,9 +30,11 @@ def test_every_halving_of_the_sides_doubles_the_channels(shape, channels, place)
     assert decoder(torch.randn(2, 4)).shape == (2, pixel.outputs, *shape[1:])
 
 
-def test_rearranged_channels_are_what_a_transposed_convolution_gives():
+@torch.no_grad()
+def test_the_decoder_can_be_that_of_transposed_convolutions():
     torch.manual_seed(0)
-    x, transposed = torch.randn(2, 3, 5, 6).double(), torch.randn(3, 2, 4, 4).double()
+    decoder = DCGANDecoder((2, 8, 8), 3, 4, observation("bernoulli", 2, 1)).double()
+    z, transposed = torch.randn(5, 4).double(), torch.randn(3, 2, 4, 4).double()
     # Output 2i + p takes from inputs i + d - 1 the kernel's row k: 2(i + d - 1) - 1 + k = 2i + p.
     plain = torch.zeros(2, 2, 2, 3, 3, 3).double()  # outputs, parities, inputs, kernel
     for p in range(2):
@@ -42,9 +44,11 @@ def test_rearranged_channels_are_what_a_transposed_convolution_gives():
                     row, column = p + 3 - 2 * d, q + 3 - 2 * e
                     if 0 <= row < 4 and 0 <= column < 4:
                         plain[:, p, q, :, d, e] = transposed[:, :, row, column].T
-    expected = F.conv_transpose2d(x, transposed, stride=2, padding=1)
-    found = F.pixel_shuffle(F.conv2d(x, plain.flatten(0, 2), padding=1), 2)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    decoder.layers[0].weight.copy_(plain.flatten(0, 2))
+    decoder.start.copy_(torch.randn(2, 8, 8))
+    hidden = F.relu(decoder.first(z).reshape(5, 3, 4, 4))
+    expected = F.conv_transpose2d(hidden, transposed, stride=2, padding=1) + decoder.start
+    torch.testing.assert_close(decoder(z), expected, rtol=0, atol=1e-12)
 
 
 def test_it_starts_at_the_mean_image_and_at_the_prior():

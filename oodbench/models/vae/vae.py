@@ -121,9 +121,7 @@ class DCGANVAE(DenseVAE):
         shape: tuple[int, int, int],
         latents: int = 100,
         hidden: int = 64,
-        mixtures: int = 1,
-        draws: int = 64,
         network: str = "dcgan",
         **config: Any,
     ) -> None:
-        super().__init__(shape, latents, hidden, mixtures, draws, network, **config)
+        super().__init__(shape, latents, hidden, network=network, **config)
