@@ -1,11 +1,33 @@
 """What every test may rely on."""
 
+import os
+
+import hypothesis
 import pytest
+import torch
 
 from oodbench import plugins
 from oodbench.registry import DATASETS, DETECTORS, MODELS, STATISTICS, skipped
 
 REGISTRIES = (DATASETS, DETECTORS, MODELS, STATISTICS)
+
+
+def pytest_configure() -> None:
+    """Workers are one thread each, and so is what they start: more threads than cores wait for each other."""
+    hypothesis.settings.register_profile("any machine", deadline=None)
+    hypothesis.settings.load_profile("any machine")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def two_lanes():
+    """The engine runs two batches side by side, however many threads a worker has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,8 @@ from oodbench.training import load_recipe
 
 LIMIT = 60
 
+pytestmark = pytest.mark.usefixtures("two_lanes")
+
 
 def save(folder: Path, role: str, seed: int, dataset: str = "digits", fingerprint: str | None = None) -> None:
     """Weights of a small random flow, as a training would leave them."""

@@ -10,6 +10,8 @@ from oodbench.benchmark import run_records
 DATA = Path(os.environ.get("OODBENCH_DATA") or "nowhere")
 WEIGHTS = Path(__file__).parent.parent / "pretrained"
 
+pytestmark = pytest.mark.usefixtures("two_lanes")
+
 
 def auroc(in_: str, out: str, detector: str, group_size: int = 1) -> float:
     """The AUROC of glow on a seeded 150 images a set."""

@@ -24,6 +24,8 @@ from oodbench.statistic import Statistic
 loop = sys.modules["oodbench.engine.evaluate"]  # the module: the package's attribute of that name is the function
 NAMES = Factorised.columns
 
+pytestmark = pytest.mark.usefixtures("two_lanes")
+
 
 def same(a, b, **tolerance):
     for name in NAMES:
