@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--start", choices=STARTS, required=True)
     parser.add_argument("--steps", type=int, help="default: those of vae-dcgan")
     parser.add_argument("--images", type=int, default=500, help="a set")
-    parser.add_argument("--folder", type=Path, required=True, help="gets the weights and the records")
+    parser.add_argument("--folder", type=Path, default=Path("projection"), help="gets the weights and the records")
     arguments = parser.parse_args()
 
     name = f"vae-from-{arguments.start}"

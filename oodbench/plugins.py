@@ -46,10 +46,11 @@ def loaded() -> list[Plugin]:
 def load_plugins(files: Paths = (), builtin: bool = True) -> None:
     """Loads the built-in detectors, the installed entry points, then `files`; `OodbenchError` if one is missing.
 
-    Without `builtin` the first are left out, and numpy with them: models are listed without.
+    Without `builtin` the first are left out, and numpy with them, where nothing else is loaded that may name them or
+    be refused for their names.
     """
     paths = [_existing(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
-    if builtin:
+    if builtin or paths or metadata.entry_points(group=_GROUP):
         load_builtin()
     load_entry_points()
     for path in paths:

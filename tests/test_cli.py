@@ -318,11 +318,34 @@ def test_list_and_info_show_a_plugin() -> None:
     }
 
 
+def test_models_are_listed_with_a_plugin_that_builds_on_a_builtin_detector_and_one_that_takes_its_name(
+    tmp_path: Path,
+) -> None:
+    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
+    good.write_text(
+        "from oodbench.models.flows.glow import Glow\n"
+        "from oodbench.registry import DETECTORS, register\n"
+        "register.model('mine')(type('Mine', (Glow,), {'__doc__': DETECTORS.get('likelihood').__name__}))\n"
+    )
+    bad.write_text(
+        "from oodbench.registry import DETECTORS, register\n"
+        "from oodbench import Detector\n"
+        "register.detector('likelihood')(type('Theirs', (Detector,), {'needs': ('log_px',)}))\n"
+    )
+    program = [sys.executable, "-m", "oodbench.cli", "list", "models"]
+    listed = subprocess.run([*program, "--plugin", good, "--plugin", bad], capture_output=True, text=True, check=True)
+    assert any(line.startswith("mine ") for line in listed.stdout.splitlines())
+    assert str(bad) in listed.stderr
+    assert "exists already" in listed.stderr
+    assert str(good) not in listed.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "models"]])
 def test_help_and_list_import_nothing_heavy_and_answer_at_once(arguments: list[str]) -> None:
     code = (
         "import sys; from oodbench.cli import app; app(sys.argv[1:], standalone_mode=False); "
-        "print(*({'torch', 'sklearn', 'matplotlib', 'pandas', 'scipy', 'rich'} & set(sys.modules)), file=sys.stderr)"
+        "heavy = {'numpy', 'torch', 'sklearn', 'matplotlib', 'pandas', 'scipy', 'rich'}; "
+        "print(*(heavy & set(sys.modules)), file=sys.stderr)"
     )
     seconds = []
     for _ in range(3):

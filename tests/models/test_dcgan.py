@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import noise_of, smooth_images, tiny
 
+from oodbench.errors import OodbenchError
 from oodbench.models.vae.dcgan import DCGANDecoder, DCGANEncoder
 from oodbench.models.vae.observations import observation
 from oodbench.models.vae.refit import can_refit, regret
@@ -17,7 +18,6 @@ from oodbench.models.vae.refit import can_refit, regret
         ((1, 28, 28), [5, 10], (10, 7, 7)),
         ((1, 8, 8), [5], (5, 4, 4)),
         ((2, 12, 40), [5, 10], (10, 3, 10)),  # until one side is odd, or four
-        ((1, 7, 8), [], (1, 7, 8)),
     ],
 )
 def test_every_halving_of_the_sides_doubles_the_channels(shape, channels, place):
@@ -25,9 +25,27 @@ def test_every_halving_of_the_sides_doubles_the_channels(shape, channels, place)
     encoder, decoder = DCGANEncoder(shape, 5, 6), DCGANDecoder(shape, 5, 4, pixel)
     assert [layer.weight.shape[0] for layer in encoder.layers] == channels
     assert [layer.weight.shape[1] for layer in decoder.layers] == channels[::-1]
-    assert decoder.place == (place if channels else (pixel.outputs, *shape[1:]))
+    assert decoder.place == place
     assert encoder(torch.randn(2, *shape)).shape == (2, 6)
     assert decoder(torch.randn(2, 4)).shape == (2, pixel.outputs, *shape[1:])
+
+
+@pytest.mark.parametrize("side", [31, 4])
+def test_an_image_that_cannot_be_halved_is_told_so(side):
+    with pytest.raises(OodbenchError, match=f"{side}x{side} images: sides must be even and above 4"):
+        tiny("vae-dcgan", (3, side, side))
+
+
+@pytest.mark.parametrize("name", ["iaf-vae", "svae", "vqvae-bridge"])
+def test_models_that_start_at_principal_components_refuse_it(name):
+    with pytest.raises(OodbenchError, match="take another network"):
+        tiny(name, (1, 8, 8), network="dcgan")
+
+
+def test_images_that_are_all_alike_can_be_started_from():
+    model, images = tiny("vae-dcgan", (1, 8, 8), scale=0.0), torch.full((10, 1, 8, 8), 77, dtype=torch.uint8)
+    model.calibrate(images, images)
+    assert bool(model.log_prob(images[:2], noise_of(2)).isfinite().all())
 
 
 @torch.no_grad()

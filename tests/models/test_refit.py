@@ -19,7 +19,7 @@ from oodbench.models.vae.refit import OneEach, can_refit, refit, regret
 from oodbench.models.vae.vae import VAE
 from oodbench.registry import MODELS
 
-NETWORKS = {"maps": (1, 8, 8), "convolutional": (3, 8, 8), "dense": (1, 4, 4)}
+NETWORKS = {"maps": (1, 8, 8), "convolutional": (3, 8, 8), "dense": (1, 4, 4), "dcgan": (3, 16, 16)}
 
 
 class LinearEncoder(LinearGaussian):

@@ -1,7 +1,7 @@
 """Encoder and decoder after DCGAN (Radford et al. 2016): sides are halved and channels doubled, by convolutions alone.
 
-As in Xiao et al. 2020. No linear map stands beside them and no principal components start them: an encoder that starts
-as a projection stays a good one of images of any kind, and then there is little that refitting it could mend.
+After Xiao et al. 2020, without their batch normalisation. No linear map stands beside them and no principal components
+start them, unlike the other networks here.
 """
 
 import math
@@ -10,18 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oodbench.errors import OodbenchError
 from oodbench.models.nn import Convolution, Linear, rectified
 from oodbench.models.vae.observations import Observation
-from oodbench.models.vae.principal import Principal
+from oodbench.models.vae.principal import LEAST_VARIANCE, Principal
 
 __all__ = ["DCGANDecoder", "DCGANEncoder"]
 
 
 def _sides(height: int, width: int) -> list[tuple[int, int]]:
-    """Of the image and after every halving, down to four pixels or an odd number."""
+    """Of the image and after every halving, down to four pixels or an odd number. None at all is an `OodbenchError`."""
     sides = [(height, width)]
     while all(side % 2 == 0 and side > 4 for side in sides[-1]):
         sides.append((sides[-1][0] // 2, sides[-1][1] // 2))
+    if len(sides) == 1:
+        raise OodbenchError(
+            f"A 'dcgan' VAE cannot take {height}x{width} images: sides must be even and above 4; use 'dense'."
+        )
     return sides
 
 
@@ -49,7 +54,8 @@ class DCGANEncoder(nn.Module):
         """None of the images (N, C, H, W): their mean, and all their variance is left over."""
         rows = value.flatten(1)
         mean = rows.mean(0)
-        return Principal(rows.new_zeros(len(mean), 0), mean, rows.new_zeros(0), float((rows - mean).square().mean()))
+        rest = max(float((rows - mean).square().mean()), LEAST_VARIANCE)
+        return Principal(rows.new_zeros(len(mean), 0), mean, rows.new_zeros(0), rest)
 
     def start_at(self, principal: Principal, latents: int) -> None:
         """It starts as the prior, whatever the image."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from oodbench.errors import OodbenchError
 from oodbench.models.flows.networks import MLP
 from oodbench.models.noise import Noise
+from oodbench.models.vae.networks import require_projection
 from oodbench.models.vae.posteriors import Posterior
 from oodbench.models.vae.refined import Refined
 from oodbench.models.vae.vae import DenseVAE
@@ -66,6 +67,7 @@ class InverseAutoregressiveVAE(DenseVAE):
                 "IAF takes at least 1 step, 1 number of context and 1 hidden unit, "
                 f"not {steps} steps, {context} numbers and {width} units."
             )
+        require_projection(config.get("network", "dense"))
         super().__init__(shape, latents, hidden, mixtures, draws, outputs=2 * latents + context, **config)
         self.steps = nn.ModuleList(GatedStep(latents, context, width, step % 2 == 1) for step in range(steps))
 

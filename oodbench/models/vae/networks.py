@@ -20,7 +20,7 @@ from oodbench.models.vae.dcgan import DCGANDecoder, DCGANEncoder
 from oodbench.models.vae.observations import Observation
 from oodbench.models.vae.principal import Principal, probabilistic_pca
 
-__all__ = ["PATCH", "DenseDecoder", "DenseDecoders", "build"]
+__all__ = ["PATCH", "DenseDecoder", "DenseDecoders", "build", "require_projection"]
 
 PATCH = 4  # pixels a side that one place of latent maps stands for
 
@@ -248,6 +248,12 @@ def build(
     latent_shape = (latents, height // PATCH, width // PATCH) if network == "maps" else (latents,)
     encoder, decoder = _NETWORKS[network]
     return latent_shape, encoder(shape, hidden, outputs), decoder(shape, hidden, latents, pixel)
+
+
+def require_projection(network: str) -> None:
+    """Raises `OodbenchError` for a network that cannot start at principal components."""
+    if network == "dcgan":
+        raise OodbenchError("This model starts at principal components, which 'dcgan' cannot: take another network.")
 
 
 def _stack(members: Sequence[Affine]) -> tuple[Tensor, Tensor]:

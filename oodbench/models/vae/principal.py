@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Principal", "probabilistic_pca"]
+__all__ = ["LEAST_VARIANCE", "Principal", "probabilistic_pca"]
+
+LEAST_VARIANCE = 1e-6  # of a number on -1 ... 1, however alike the images are
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ def probabilistic_pca(rows: Tensor, mean: Tensor, most: int) -> Principal:
     """Of float64 rows (N, d) around `mean` (d,), with at most `most` components and at least one number left over."""
     centred = rows - mean
     variances, axes = torch.linalg.eigh(centred.T @ centred / len(rows))
-    variances, axes = variances.flip(0).clamp_min(1e-6), axes.flip(1)
+    variances, axes = variances.flip(0).clamp_min(LEAST_VARIANCE), axes.flip(1)
     rank = min(most, rows.shape[1] - 1)
     rest = float(variances[rank:].mean())
     kept = variances[:rank].clamp_min(rest * (1 + 1e-6))

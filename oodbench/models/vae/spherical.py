@@ -10,6 +10,7 @@ from torch import Tensor
 
 from oodbench.errors import OodbenchError
 from oodbench.models.noise import Noise
+from oodbench.models.vae.networks import require_projection
 from oodbench.models.vae.posteriors import Posterior
 from oodbench.models.vae.vae import DenseVAE
 from oodbench.models.vae.von_mises_fisher import MOST_DIMENSIONS, VonMisesFisher, log_uniform
@@ -42,6 +43,7 @@ class SphericalVAE(DenseVAE):
                 f"A spherical VAE takes 2 to {MOST_DIMENSIONS} latents, not {latents}: beyond, the sphere's surface "
                 "vanishes; use vae-mlp."
             )
+        require_projection(config.get("network", "dense"))
         super().__init__(shape, latents, hidden, mixtures, draws, outputs=latents + 1, **config)
 
     def posterior(self, x: Tensor, noise: Noise) -> Posterior:

@@ -111,9 +111,10 @@ class DenseVAE(VAE):
 
 
 class DCGANVAE(DenseVAE):
-    """The VAE whose encoder is a guess and no projection: convolutions alone, as where likelihood regret was published.
+    """The VAE of strided convolutions alone, as where likelihood regret was published.
 
-    Xiao et al. 2020 take a 256-way softmax a pixel ("categorical") where this has discretised logistics.
+    Xiao et al. 2020 have batch normalisation besides, and a 256-way softmax a pixel ("categorical") where this has
+    discretised logistics.
     """
 
     def __init__(

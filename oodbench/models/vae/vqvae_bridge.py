@@ -14,7 +14,7 @@ from oodbench.models.nn import networks
 from oodbench.models.noise import Noise
 from oodbench.models.vae.bridge_prior import BridgePrior
 from oodbench.models.vae.latent import LatentModel
-from oodbench.models.vae.networks import build
+from oodbench.models.vae.networks import build, require_projection
 from oodbench.models.vae.observations import observation
 from oodbench.models.vae.posteriors import Posterior
 from oodbench.models.vae.quantisation import (
@@ -64,6 +64,7 @@ class VQVAEBridge(LatentModel):
         reverse_hidden: int = 256,
         warm_up: float = 0.0,
     ) -> None:
+        require_projection(network)
         super().__init__(shape, draws, warm_up=warm_up)
         if min(dimensions, reverse_hidden, steps) < 1 or codes < 2:
             raise OodbenchError(
