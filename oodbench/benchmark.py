@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from oodbench.models.base import bits_per_dim, has_bits
 from oodbench.plugins import load_plugins
 from oodbench.provenance import commit, device_name, versions
 from oodbench.records import SCHEMA, Record, read_records, write_records
+from oodbench.registry import DETECTORS
 from oodbench.selection import check_names, contenders, pairs
 from oodbench.trial import Scored, Trial, measure
 
@@ -31,11 +32,26 @@ if TYPE_CHECKING:
 __all__ = ["run", "run_records", "trials"]
 
 
-def run(*arguments: Any, **keywords: Any) -> "pd.DataFrame":
-    """`run_records` as a table: one row a record, nested keys joined by dots (`metrics.auroc.value`)."""
+def run(
+    in_: Sequence[str] | str | None = None,
+    out: Sequence[str] | str | None = None,
+    models: Sequence[str] | str | None = None,
+    detectors: Sequence[str] | str | None = None,
+    *,
+    results: Path | str | None = None,
+    scores: Path | str | None = None,
+    seeds: Sequence[int] | int = (),
+    **options: Unpack[Options],
+) -> "pd.DataFrame":
+    """`run_records` as a table: one row a record, nested keys joined by dots (`metrics.auroc.value`).
+
+    `options` are the fields of `oodbench.how.How`: data_root, weights, plugins, seed, training_seed, device,
+    batch_size, precision ("float32" or "bfloat16"), limit and progress.
+    """
     import pandas as pd
 
-    return pd.json_normalize(run_records(*arguments, **keywords))
+    found = run_records(in_, out, models, detectors, results=results, scores=scores, seeds=seeds, **options)
+    return pd.json_normalize(found)
 
 
 def run_records(
@@ -147,6 +163,9 @@ def _record(trial: Trial, out: str, scored: Scored, *, old: list[Record], how: H
         "provenance": {
             "weights": model.weights if model else None,
             "background": trial.contender.background.weights if trial.contender.background else None,
+            "plugin": None
+            if DETECTORS.origin_of(scored.detector) == "oodbench"
+            else DETECTORS.version_of(scored.detector),
             "data": {"in": trial.test.fingerprint, "out": outside.images.fingerprint},
             "adaptation": {n: trial.adaptations[n].describe() for n in (trial.test.name, out)},
             "limit": how.limit,

@@ -1,6 +1,7 @@
 """Files that are never half there: atomic writes, hashes, and where the cache lies."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -11,7 +12,7 @@ from typing import IO, Any
 
 from oodbench.errors import OodbenchError
 
-__all__ = ["Paths", "cache_dir", "check_writable", "expanded", "sha256", "write_atomically"]
+__all__ = ["Paths", "cache_dir", "check_writable", "expanded", "locked", "sha256", "write_atomically"]
 
 Paths = Iterable[Path | str] | Path | str
 """Paths, or a single one."""
@@ -71,6 +72,19 @@ def write_atomically(path: Path) -> Iterator[IO[Any]]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Processes that read and rewrite files of one folder at once do so one after the other."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise OodbenchError(f"Could not write {folder} ({error}): choose another folder.") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _umask() -> int:

@@ -1,12 +1,9 @@
 """Finds, verifies and loads weights: safetensors files and one `index.json` a folder that says how they were made."""
 
-import fcntl
 import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +11,9 @@ from typing import Any
 
 import torch
 
-from oodbench.data import safe_name
+from oodbench.data import identity, safe_name
 from oodbench.errors import OodbenchError
-from oodbench.files import cache_dir, expanded, sha256, write_atomically
+from oodbench.files import cache_dir, expanded, locked, sha256, write_atomically
 from oodbench.models.base import DensityModel
 from oodbench.models.configuration import check_configuration
 from oodbench.registry import MODELS
@@ -78,6 +75,7 @@ def pretrained_folders() -> list[Path]:
 def entries(dataset: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
     """(file, index row) of all weights that are there, for one in-distribution set or all."""
     found = []
+    dataset = dataset and identity(dataset)
     for folder in pretrained_folders():
         for entry in _read_index(folder):
             file = folder / entry["file"]
@@ -106,12 +104,14 @@ def load_model(
 ) -> TrainedModel:
     """The model trained on `dataset`; `weights` names a file or a folder with an index instead of the usual places.
 
-    Of several in a folder, the small preset's training seed 0 comes first, unless `seed` says otherwise. Raises
-    `OodbenchError` where there are no such weights, or where a file's hash is not the one in its index.
+    Weights in `OODBENCH_PRETRAINED` come first, and of several the small preset's training seed 0, unless `preset` or
+    `seed` say otherwise. Raises `OodbenchError` where there are no such weights, or a file's hash is not the one in its
+    index.
     """
     MODELS.get(name)  # an unknown name is told before anything else
-    for file, entry in _matching(name, dataset, role, preset, seed, weights):
-        return _load(file, entry)
+    found = _matching(name, dataset, role, preset, seed, weights)
+    if found:
+        return _load(*found[0])
     what = f"{name}{' (background)' if role == 'background' else ''}"
     where = weights or "OODBENCH_PRETRAINED or the folder pretrained/"
     flag = (" --background" if role == "background" else "") + (f" --preset {preset}" if preset else "")
@@ -126,12 +126,13 @@ def has_weights(
     name: str,
     dataset: str,
     *,
+    role: str = "model",
     preset: str | None = None,
     seed: int | None = None,
     weights: Path | str | None = None,
 ) -> bool:
     """Whether `load_model` would find weights."""
-    return any(True for _ in _matching(name, dataset, "model", preset, seed, weights))
+    return bool(_matching(name, dataset, role, preset, seed, weights))
 
 
 def own_folder() -> Path:
@@ -144,13 +145,14 @@ def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | str |
     from safetensors.torch import save
 
     folder = expanded(folder or own_folder())
+    entry = entry | {"dataset": identity(entry["dataset"])}
     name = entry["model"]
     for part, usual in (("role", "model"), ("preset", "small"), ("seed", 0)):
         if entry[part] != usual:
             name += f"-{'seed' if part == 'seed' else ''}{entry[part]}"
     file = folder / safe_name(entry["dataset"]) / f"{name}{_SUFFIX}"
     content = save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()})
-    with _locked(folder):  # the file too: its row must speak of what it holds
+    with locked(folder):  # the file too: its row must speak of what it holds
         others = [row for row in _read_index(folder) if folder / row["file"] != file]
         with write_atomically(file) as stream:
             stream.write(content)
@@ -169,11 +171,20 @@ def save_model(module: DensityModel, entry: dict[str, Any], folder: Path | str |
 
 def _matching(
     name: str, dataset: str, role: str, preset: str | None, seed: int | None, weights: Path | str | None
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for file, entry in _candidates(dataset, weights):
-        same = (entry["model"], entry["role"]) == (name, role)
-        if same and preset in (None, entry["preset"]) and seed in (None, entry["seed"]):
-            yield file, entry
+) -> list[tuple[Path, dict[str, Any]]]:
+    found = [
+        (file, entry)
+        for file, entry in _candidates(dataset, weights)
+        if (entry["model"], entry["role"]) == (name, role)
+        and preset in (None, entry["preset"])
+        and seed in (None, entry["seed"])
+    ]
+    # A tiny training in the cache must not stand for the weights that everybody has; one in a named folder is meant.
+    chosen = expanded(os.environ.get("OODBENCH_PRETRAINED") or os.devnull)
+    return sorted(
+        found,
+        key=lambda one: (not one[0].is_relative_to(chosen), one[1]["preset"] != "small", one[1]["seed"] != 0),
+    )
 
 
 def _candidates(dataset: str, weights: Path | str | None) -> list[tuple[Path, dict[str, Any]]]:
@@ -187,7 +198,7 @@ def _candidates(dataset: str, weights: Path | str | None) -> list[tuple[Path, di
         if folder == folder.parent:
             raise OodbenchError(f"No index.json in or above {weights}: name a folder made by `oodbench train`.")
         folder = folder.parent
-    rows = [(folder / row["file"], row) for row in _read_index(folder) if row["dataset"] == dataset]
+    rows = [(folder / row["file"], row) for row in _read_index(folder) if row["dataset"] == identity(dataset)]
     chosen = [(file, row) for file, row in rows if weights.is_dir() or file.resolve() == weights]
     return [(file, row) for file, row in chosen if file.is_file()]
 
@@ -233,16 +244,3 @@ def _index_text(rows: list[dict[str, Any]]) -> str:
         lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in row.items())
         blocks.append(f"  {{\n{lines}\n  }}")
     return '{"schema": 1, "weights": [\n' + ",\n".join(blocks) + "\n]}\n"
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two trainings that end at once write their weights and rows one after the other."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise OodbenchError(f"Could not write {folder} ({error}): choose another folder for weights.") from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

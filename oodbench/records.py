@@ -9,7 +9,7 @@ from typing import Any
 
 from oodbench.data import safe_name
 from oodbench.errors import OodbenchError
-from oodbench.files import expanded, write_atomically
+from oodbench.files import expanded, locked, write_atomically
 from oodbench.registry import hint
 
 __all__ = ["SCHEMA", "Record", "data_hash", "folder_of", "read_records", "to_json", "write_records"]
@@ -28,7 +28,8 @@ _REQUIRED = {"in", "out", "model", "detector", "group_size", "seed", "metrics"}
 def write_records(results_dir: Path, records: Sequence[Record]) -> Path:
     """Adds the records of one model on one pair to `results/<in>/<model>/<out>.json`; returns the file's path.
 
-    An entry of the same detector, group size and seed is replaced, unless it counted more images; all others stay. A
+    An entry of the same detector, group size and seed is replaced, unless it counted more images by the same code of a
+    plugin's detector; all others stay. A
     folder belongs to the weights that came first: another model of the same name goes to
     `<model>@<preset>-<short weight hash>`. A file belongs to one state of the data: other images or another adaptation
     go to `<out>@<short data hash>.json`. So nothing is overwritten by what is not its own repetition.
@@ -37,17 +38,18 @@ def write_records(results_dir: Path, records: Sequence[Record]) -> Path:
     if len({(r["in"], r["model"], r["out"], _owner(r), data_hash(r)) for r in records}) != 1:
         raise ValueError("write_records takes records of one model, with one set of weights, on one pair.")
     first = records[0]
-    folder = folder_of(Path(results_dir), first["in"], first["model"], *_owner(first), claim=True)
-    path = folder / f"{safe_name(first['out'])}.json"
-    if path.exists() and data_hash(_read(path)[0]) != data_hash(first):
-        path = path.with_name(f"{path.stem}@{data_hash(first)}.json")
-    entries = {_entry_key(record): record for record in _read(path)} if path.exists() else {}
-    for record in records:
-        earlier = entries.get(_entry_key(record))
-        if earlier is None or _images(record) >= _images(earlier):
-            entries[_entry_key(record)] = record
-    with write_atomically(path) as file:
-        file.write(_pack(first, [entries[key] for key in sorted(entries)]).encode())
+    with locked(Path(results_dir)):
+        folder = folder_of(Path(results_dir), first["in"], first["model"], *_owner(first), claim=True)
+        path = folder / f"{safe_name(first['out'])}.json"
+        if path.exists() and data_hash(_read(path)[0]) != data_hash(first):
+            path = path.with_name(f"{path.stem}@{data_hash(first)}.json")
+        entries = {_entry_key(record): record for record in _read(path)} if path.exists() else {}
+        for record in records:
+            earlier = entries.get(_entry_key(record))
+            if earlier is None or _images(record) >= _images(earlier) or _plugin(record) != _plugin(earlier):
+                entries[_entry_key(record)] = record
+        with write_atomically(path) as file:
+            file.write(_pack(first, [entries[key] for key in sorted(entries)]).encode())
     return path
 
 
@@ -144,6 +146,11 @@ def _entry_key(record: Record) -> tuple[str, int, int]:
 
 def _images(record: Record) -> int:
     return int(record.get("n_in", 0)) + int(record.get("n_out", 0))
+
+
+def _plugin(record: Record) -> str | None:
+    version: str | None = record.get("provenance", {}).get("plugin")
+    return version
 
 
 def _owner(record: Record) -> tuple[Any, Any]:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oodbench.data import Images
+from oodbench.data import Images, in_domain
 from oodbench.detector import EVERY_COLUMN, Detector
 from oodbench.errors import ModelError, OodbenchError
 from oodbench.how import How
 from oodbench.messages import tell
-from oodbench.pretrained import TrainedModel, available_models, load_model
+from oodbench.models.base import DensityModel
+from oodbench.models.configuration import check_configuration
+from oodbench.pretrained import TrainedModel, available_models, has_weights, load_model
 from oodbench.records import folder_of
 from oodbench.registry import DETECTORS, MODELS, POSTERIORS, STATISTICS
 
@@ -78,6 +80,9 @@ def check_names(models: Sequence[str] | None, detectors: Sequence[str] | None) -
     """
     for name in models or ():
         MODELS.get(name)
+    for name, _, size in (name.partition("@") for name in detectors or () if "@" in name):
+        if name in DETECTORS and size.isdecimal():
+            raise OodbenchError(f"Groups come with their detector: name {name!r} alone, which scores them all.")
     for name in detectors or DETECTORS:
         fault = _typo(name)
         if fault and detectors:
@@ -121,27 +126,33 @@ def contenders(
     rest = [name for name in wanted if name not in controls]
     trained = []
     if rest:
-        trained = _models(images, models, how)
+        trained = _models(images, models, rest, how)
     found = []
     for model in trained:
         with _skipping(model.name):
             found.append(_contender(model, rest, how))
     missing = [name for name in detectors or () if name in rest and not any(name in c.detectors for c in found)]
     if missing and must_apply:
-        needs = ", ".join(_detector(missing[0]).needs)
-        seed = f" --seed {how.training_seed}" if how.training_seed else ""
-        train = (
-            f"A background model is trained by `oodbench train --model MODEL --in {images.name} --background{seed}`."
-        )
-        raise OodbenchError(
-            f"The detector {missing[0]!r} applies to no model here: it needs {needs}. "
-            + (train if BACKGROUND in needs else f"The models were {', '.join(m.name for m in trained) or 'none'}.")
-        )
+        raise OodbenchError(_applies_nowhere(missing[0], images, models or [model.name for model in trained], how))
     found = [contender for contender in found if contender.detectors]
     return found + ([Contender(None, None, controls)] if controls else [])
 
 
-def _models(images: Images, models: Sequence[str] | None, how: How) -> list[TrainedModel]:
+def _applies_nowhere(detector: str, images: Images, models: Sequence[str], how: How) -> str:
+    needs = _detector(detector).needs
+    said = f"The detector {detector!r} applies to no model here: it needs {', '.join(needs)}. "
+    if any(need.endswith(BACKGROUND) for need in needs):
+        seed = f" --seed {how.training_seed}" if how.training_seed else ""
+        return said + (
+            f"A background model is trained by `oodbench train --model MODEL --in {images.name} --background{seed}`."
+        )
+    classes = {name: MODELS.get(name) for name in MODELS} | {f"{p}(MODEL)": POSTERIORS.get(p) for p in POSTERIORS}
+    giving = [name for name, each in classes.items() if set(needs) <= set(getattr(each, "columns", ()))]
+    remedy = f" Take one of {', '.join(giving)}." if giving else ""
+    return said + f"The models were {', '.join(models) or 'none'}.{remedy}"
+
+
+def _models(images: Images, models: Sequence[str] | None, detectors: Sequence[str], how: How) -> list[TrainedModel]:
     seed = how.training_seed
     there = available_models(images.name, how.weights, seed=seed)
     if not (models or there):
@@ -157,13 +168,15 @@ def _models(images: Images, models: Sequence[str] | None, how: How) -> list[Trai
                 trained.append(load_model(name, images.name, weights=how.weights, seed=seed))
             elif how.weights is not None:
                 load_model(name, images.name, weights=how.weights, seed=seed)  # says what is missing
-            else:
+            elif _untrained_serves(name, images, detectors):
                 from oodbench.training import train
 
                 what = "the small preset" + (f" with seed {seed}" if seed else "")
                 tell(f"oodbench: {name} has no such weights for {images.name}: training {what}.")
                 common: dict[str, Any] = {"data_root": how.data_root, "device": how.device, "progress": how.progress}
                 trained.append(train(name, images.name, seed=seed or 0, **common))
+            else:
+                tell(f"oodbench: {name} is not trained for {images.name}: none of the detectors would apply to it.")
     for model in trained:
         if model.entry["data_fingerprint"] != images.fingerprint:
             tell(
@@ -171,6 +184,16 @@ def _models(images: Images, models: Sequence[str] | None, how: How) -> list[Trai
                 f"{model.entry['data_fingerprint'][:12]}, here {images.fingerprint[:12]})."
             )
     return trained
+
+
+def _untrained_serves(name: str, images: Images, detectors: Sequence[str]) -> bool:
+    """Whether any of the detectors may apply to the small preset once it is trained: else that would be for nothing."""
+    from oodbench.training import load_recipe
+
+    build, config = MODELS.get(name), load_recipe(name, images.name).config
+    check_configuration(name, build, config)
+    module: DensityModel = build(in_domain(images).shape, **config)
+    return any(_applies(detector, module, with_background=False) for detector in detectors)
 
 
 @contextmanager
@@ -192,23 +215,31 @@ def tell_skipped(who: str, error: Exception) -> None:
 
 
 def _contender(model: TrainedModel, detectors: Sequence[str], how: How) -> Contender:
-    background, seed = None, how.training_seed  # the companion has the model's seed
-    if model.name in available_models(model.dataset, how.weights, role="background", seed=seed):
-        background = load_model(model.name, model.dataset, role="background", weights=how.weights, seed=seed)
+    # The companion is of the model's kind: its preset and its seed.
+    kind: dict[str, Any] = {"preset": model.entry["preset"], "seed": how.training_seed, "weights": how.weights}
+    background = None
+    if has_weights(model.name, model.dataset, role="background", **kind):
+        background = load_model(model.name, model.dataset, role="background", **kind)
+    applying = tuple(name for name in detectors if _applies(name, model.module, background is not None))
+    return Contender(model, background, applying)
 
+
+def _applies(detector: str, module: DensityModel, with_background: bool) -> bool:
     def there(need: str) -> bool:
         own, companion = need.removesuffix(BACKGROUND), need.endswith(BACKGROUND)
-        if companion and background is None:
+        if companion and not with_background:
             return False
-        return own in model.module.columns or (own in STATISTICS and STATISTICS.get(own).applies(model.module))
+        return own in module.columns or (own in STATISTICS and STATISTICS.get(own).applies(module))
 
-    applying = tuple(name for name in detectors if all(there(need) for need in needs_of(name, model)))
-    return Contender(model, background, applying)
+    return all(there(need) for need in _needs(detector, module.columns))
 
 
 def needs_of(detector: str, model: TrainedModel | None) -> tuple[str, ...]:
     """The columns that a detector reads where it is run on this model."""
-    forward = model.module.columns if model else ()
+    return _needs(detector, model.module.columns if model else ())
+
+
+def _needs(detector: str, forward: tuple[str, ...]) -> tuple[str, ...]:
     needs = [forward if need == EVERY_COLUMN else (need,) for need in _detector(detector).needs]
     return tuple(dict.fromkeys(column for columns in needs for column in columns))
 

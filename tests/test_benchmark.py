@@ -32,7 +32,9 @@ LIMIT = 60
 pytestmark = pytest.mark.usefixtures("two_lanes")
 
 
-def save(folder: Path, role: str, seed: int, dataset: str = "digits", fingerprint: str | None = None) -> None:
+def save(
+    folder: Path, role: str, seed: int, dataset: str = "digits", fingerprint: str | None = None, preset: str = "small"
+) -> None:
     """Weights of a small random flow, as a training would leave them."""
     config = {"levels": 1, "steps": 2, "hidden": 8}
     images = load(dataset, "train")
@@ -46,7 +48,7 @@ def save(folder: Path, role: str, seed: int, dataset: str = "digits", fingerprin
         "dataset": dataset,
         "model": "glow",
         "role": role,
-        "preset": "small",
+        "preset": preset,
         "seed": 0,
         "shape": list(images.shape),
         "likelihood": "lower_bound",
@@ -410,6 +412,31 @@ def test_a_background_that_is_missing_is_told_with_the_command(tmp_path: Path, r
     save(tmp_path / "alone", "model", 0)
     with pytest.raises(OodbenchError, match="--background"):
         run(weights=tmp_path / "alone", detectors="likelihood_ratio")
+
+
+def test_the_companion_has_the_models_preset(tmp_path: Path, run) -> None:
+    save(tmp_path / "w", "model", 0)
+    save(tmp_path / "w", "background", 1, preset="tiny")
+    with pytest.raises(OodbenchError, match="--background"):
+        run(weights=tmp_path / "w", detectors="likelihood_ratio")
+    save(tmp_path / "w", "background", 2)
+    small = load_model("glow", "digits", role="background", preset="small", weights=tmp_path / "w")
+    (record,) = run(weights=tmp_path / "w", detectors="likelihood_ratio", out="glyphs8")
+    assert record["provenance"]["background"] == small.weights
+
+
+def test_no_model_is_trained_for_a_detector_that_cannot_apply_to_it(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oodbench.training.train", None)
+    monkeypatch.setattr("oodbench.selection.available_models", lambda *_, **__: [])
+    with pytest.raises(OodbenchError, match=r"it needs elbo\. The models were nice\. Take one of vae, .*vlae"):
+        run(models="nice", detectors="elbo", weights=None)
+    with pytest.raises(OodbenchError, match=r"The models were nice\. Take one of sghmc\(MODEL\), "):
+        run(models="nice", detectors="waic", weights=None)
+
+
+def test_groups_cannot_be_named_apart_from_their_detector(run) -> None:
+    with pytest.raises(OodbenchError, match="name 'typicality' alone"):
+        run(detectors="typicality@10")
 
 
 def test_a_plugin_takes_part(run) -> None:

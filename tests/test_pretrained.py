@@ -83,6 +83,28 @@ def test_the_named_folder_comes_before_own_trainings_and_these_before_the_checko
     assert len(entries("toys")) == 3
 
 
+def test_a_tiny_training_of_ones_own_does_not_stand_for_the_usual_weights_unless_its_folder_is_named(
+    places, monkeypatch
+):
+    save(places / "checkout" / "pretrained", 0.25)
+    save(None, 0.5, preset="tiny")
+    assert value_of(load_model("pixelcnn", "toys")) == 0.25
+    assert value_of(load_model("pixelcnn", "toys", preset="tiny")) == 0.5
+    monkeypatch.setenv("OODBENCH_PRETRAINED", str(places / "cache" / "pretrained"))
+    assert value_of(load_model("pixelcnn", "toys")) == 0.5
+
+
+def test_weights_of_ones_own_images_belong_to_their_place_not_to_how_it_was_typed(places, monkeypatch):
+    for number, project in enumerate(("first", "second")):
+        (places / project).mkdir()
+        monkeypatch.chdir(places / project)
+        save(None, number, dataset="folder:images")
+    assert value_of(load_model("pixelcnn", "folder:images")) == 1
+    assert value_of(load_model("pixelcnn", f"folder:{places / 'second' / 'images'}")) == 1
+    assert value_of(load_model("pixelcnn", "folder:../first/images")) == 0
+    assert available_models("folder:./images") == ["pixelcnn"]
+
+
 def test_roles_presets_and_seeds_lie_side_by_side_and_the_usual_one_comes_first(places):
     variants = [{"preset": "paper"}, {"seed": 1}, {"role": "background"}, {"preset": "tiny"}, {}]
     for number, changed in enumerate(variants):

@@ -2,6 +2,18 @@
 
 from oodbench.data.adaptation import Adaptation, Domain, adaptation, in_domain
 from oodbench.data.images import SPLITS, Images, safe_name
+from oodbench.data.own import identity
 from oodbench.data.sources import available, load
 
-__all__ = ["SPLITS", "Adaptation", "Domain", "Images", "adaptation", "available", "in_domain", "load", "safe_name"]
+__all__ = [
+    "SPLITS",
+    "Adaptation",
+    "Domain",
+    "Images",
+    "adaptation",
+    "available",
+    "identity",
+    "in_domain",
+    "load",
+    "safe_name",
+]

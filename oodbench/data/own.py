@@ -18,7 +18,7 @@ from oodbench.data.store import Prepared, RawImages, prepared
 from oodbench.errors import OodbenchError
 from oodbench.files import expanded
 
-__all__ = ["is_own", "prepared_own", "stamp_of"]
+__all__ = ["identity", "is_own", "prepared_own", "stamp_of"]
 
 _GREY = {"1", "L", "LA", "La"}
 _DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}  # Pillow would clip these to 255
@@ -28,6 +28,12 @@ _DEEP_TILES = (";16B", ";16L", ";16N")  # and of these drop the lower half: 16 b
 def is_own(name: str) -> bool:
     """Whether the name is a path of the user's."""
     return name.startswith(("folder:", "npz:"))
+
+
+def identity(name: str) -> str:
+    """What tells a data set from any other: its name; of the user's images with the whole path, wherever one stands."""
+    kind, _, path = name.partition(":")
+    return f"{kind}:{expanded(path).resolve()}" if is_own(name) else name
 
 
 def prepared_own(name: str, part: str) -> Prepared:

@@ -151,11 +151,13 @@ def short(number: float) -> str:
 
 
 def _block(records: list[Record], out: str, metric: str) -> Block:
-    models = _merged([record for record in records if record["model"] != "none"])
+    merged = _merged([record for record in records if record["model"] != "none"])
+    models = {key: _of_most_images(of_model) for key, of_model in merged.items()}
     keys = sorted(models, key=_model_order)
     names = [key[0] for key in keys]
     columns = [_column(models[key], key, metric, with_weights=names.count(key[0]) > 1) for key in keys]
-    free = [record for record in records if record["model"] == "none"]
+    free = _of_most_images([record for record in records if record["model"] == "none"])
+    kept = [record for some in [*models.values(), free] for record in some]
     sizes = [column.images for column in columns] + ([_images(free)] if free else [])
     images = max(size[0] for size in sizes), max(size[1] for size in sizes)
     block = Block(
@@ -165,10 +167,18 @@ def _block(records: list[Record], out: str, metric: str) -> Block:
         columns=columns,
         controls=_cells_of(free, images, metric),
         rows=_labels(record for record in records if record["model"] != "none"),
-        seeds=sorted({record["seed"] for record in records}),
+        seeds=sorted({record["seed"] for record in kept}),
     )
     _mark_best(block, metric)
     return block
+
+
+def _of_most_images(records: list[Record]) -> list[Record]:
+    """Of every score what was counted on most images: seeds and trainings are averaged over as many of them alone."""
+    most: dict[str, int] = {}
+    for record in records:
+        most[_label(record)] = max(most.get(_label(record), 0), record["n_in"] + record["n_out"])
+    return [record for record in records if record["n_in"] + record["n_out"] == most[_label(record)]]
 
 
 def _add_published(shown: list[Block], records: Sequence[Record]) -> None:
@@ -184,14 +194,18 @@ def _add_published(shown: list[Block], records: Sequence[Record]) -> None:
 
 def _column(records: list[Record], key: tuple[str, str, str], metric: str, with_weights: bool) -> Column:
     name, preset, weights = key
+    shown_preset = "" if preset == "small" else preset  # another one than everybody has
     first = min(records, key=lambda record: (record["group_size"], record["seed"], -record["n_in"] - record["n_out"]))
     draws = next((record["draws"] for record in records if record.get("draws")), None)
     bits = _mean_bits(records)
     images = _images(records)
     likelihood, remark = str(first.get("likelihood") or "-"), first.get("remark")
+    rough = "bfloat16" if any(r.get("provenance", {}).get("precision") == "bfloat16" for r in records) else ""
     return Column(
-        title=" ".join(filter(None, [name, preset, weights[:8]])) if with_weights else name,
-        likelihood=", ".join(filter(None, [likelihood.replace("_", " "), remark, f"K = {draws}" if draws else ""])),
+        title=" ".join(filter(None, [name, preset, weights[:8]] if with_weights else [name, shown_preset])),
+        likelihood=", ".join(
+            filter(None, [likelihood.replace("_", " "), remark, f"K = {draws}" if draws else "", rough])
+        ),
         ranked=likelihood not in UNRANKED,
         bits_per_dim=f"{_bits(bits.get('in'))} / {_bits(bits.get('out'))}" if bits else "-",
         images=images,

@@ -59,7 +59,7 @@ def _lines(suite: "Suite", shown: list[Block]) -> Lines:
                     row += [sources.number(block, model, label)] * (label in paired)
                 rows.append(row)
         else:
-            told = {model: _told(columns.get(model), facts) for model in models}
+            told = {model: _told(columns.get(model), facts, marked=True) for model in models}
             for i, fact in enumerate(facts):
                 rows.append([fact, *(e for m in models for e in [told[m][i], *([""] if m in paired else [])])])
             for label in suite.detectors:
@@ -99,11 +99,12 @@ def _title(column: Column | None, model: str) -> str:
     return model + UNDERTRAINED * bool(column and column.undertrained)
 
 
-def _told(column: Column | None, facts: list[str]) -> list[Entry]:
-    """What is known of a model on a pair: bits/dim, and the number of images where they differ."""
+def _told(column: Column | None, facts: list[str], *, marked: bool = False) -> list[Entry]:
+    """What is known of a model on a pair: bits/dim, `marked` where it is undertrained; images where numbers differ."""
     if column is None:
         return [None for _ in facts]
-    told: list[Entry] = [column.bits_per_dim, f"{column.images[0]:,} / {column.images[1]:,}"]
+    mark = UNDERTRAINED * (marked and column.undertrained)
+    told: list[Entry] = [column.bits_per_dim + mark, f"{column.images[0]:,} / {column.images[1]:,}"]
     return told[: len(facts)]
 
 

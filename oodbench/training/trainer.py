@@ -29,6 +29,7 @@ from oodbench.pretrained import TrainedModel, has_weights, load_model, own_folde
 from oodbench.provenance import device_name
 from oodbench.registry import MODELS
 from oodbench.training.checkpoint import load_checkpoint, save_checkpoint
+from oodbench.training.interrupts import interrupts
 from oodbench.training.recipe import Recipe, load_recipe
 
 __all__ = ["train"]
@@ -79,7 +80,15 @@ def train(
         identity["plugin"] = code
     if isinstance(module, WeightPosterior):
         identity["starts"] = starts = _starts(
-            module, dataset, preset, seed, data_root=data_root, device=device, pretrained=pretrained, progress=progress
+            module,
+            dataset,
+            preset,
+            background,
+            seed,
+            data_root=data_root,
+            device=device,
+            pretrained=pretrained,
+            progress=progress,
         )
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     with _blaming(model):
@@ -139,19 +148,20 @@ def _blaming(model: str) -> Iterator[None]:
 
 
 def _starts(
-    module: WeightPosterior, dataset: str, preset: str, seed: int, *, pretrained: Path, **how: Any
+    module: WeightPosterior, dataset: str, preset: str, background: bool, seed: int, *, pretrained: Path, **how: Any
 ) -> list[str]:
     """Gives a posterior the weights that it begins at, trained now if they are missing; their SHA-256."""
+    role = "background" if background else "model"
     hashes = []
     for each in module.seeds(seed):
         wanted: dict[str, Any] = {"preset": preset, "seed": each}
         here = [pretrained] if (pretrained / "index.json").is_file() else []
         for place in (*here, None):  # None: the usual ones
-            if has_weights(module.model, dataset, weights=place, **wanted):
-                trained = load_model(module.model, dataset, weights=place, **wanted)
+            if has_weights(module.model, dataset, role=role, weights=place, **wanted):
+                trained = load_model(module.model, dataset, role=role, weights=place, **wanted)
                 break
         else:
-            trained = train(module.model, dataset, pretrained=pretrained, **wanted, **how)
+            trained = train(module.model, dataset, background=background, pretrained=pretrained, **wanted, **how)
         module.start(trained)
         hashes.append(trained.weights)
     return hashes
@@ -207,20 +217,24 @@ class _Run:
         elif state["step"]:
             tell(f"{self.title}: continuing at step {state['step']} of {self.recipe.steps}")
         every = max(1, self.recipe.steps // CURVE_POINTS)
-        with tqdm(
-            total=self.recipe.steps,
-            initial=state["step"],
-            desc=self.title,
-            unit="step",
-            disable=not self.progress,
-            mininterval=1.0,
-        ) as bar:
+        with (
+            interrupts() as interrupted,
+            tqdm(
+                total=self.recipe.steps,
+                initial=state["step"],
+                desc=self.title,
+                unit="step",
+                disable=not self.progress,
+                mininterval=1.0,
+            ) as bar,
+        ):
             first, started = state["step"], time.perf_counter()
             begin, saved = started - state["seconds"], started
             while state["step"] < self.recipe.steps:
                 loss = self.step(state["step"])
                 state["step"] += 1
                 bar.update()
+                stopped = bool(interrupted)
                 if state["step"] == first + ESTIMATE_AFTER:
                     per_step = (time.perf_counter() - started) / ESTIMATE_AFTER
                     minutes = per_step * (self.recipe.steps - state["step"]) / 60
@@ -234,12 +248,14 @@ class _Run:
                     state["curve"].append([state["step"], round(state["seconds"], 1), round(bpd, 5)])
                     unit = "bits/dim" if has_bits(self.module.likelihood) else "nats/dim of loss"
                     bar.set_postfix_str(f"validation {bpd:.3f} {unit}")
-                if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                if stopped or time.perf_counter() - saved > CHECKPOINT_SECONDS:
                     self._check(float(loss), state["step"])
                     self._check_weights(state["step"])
                     state["seconds"] = time.perf_counter() - begin
                     save_checkpoint(self.checkpoint, self.module, self.averaged, self.optimizer, state)
                     saved = time.perf_counter()
+                if stopped:
+                    raise KeyboardInterrupt
         if isinstance(self.module, WeightPosterior):
             with networks(self.dtype):
                 self.module.refresh(self.batch, REFRESHING_BATCHES)
@@ -321,9 +337,10 @@ class _Run:
             self._diverged("weights are no longer finite", step)
 
     def _diverged(self, how: str, step: int) -> NoReturn:
-        raise OodbenchError(
-            f"Training {self.title} diverged: {how} at step {step}; lower learning_rate or clip in "
-            "the recipe and run again (the last good checkpoint is kept)."
+        kept = " The last good checkpoint is kept." if self.checkpoint.is_file() else ""
+        raise ModelError(
+            f"Training {self.title} diverged: {how} at step {step}. Another seed may not; a recipe with a lower "
+            f"learning_rate or clip is given in Python: oodbench.training.train(model, data, recipe=...).{kept}"
         )
 
 

@@ -139,6 +139,24 @@ def test_seeds_are_averaged_and_the_interval_holds_them_all(make_record):
     assert "seeds 0, 1" in text
 
 
+def test_seeds_that_saw_fewer_images_are_not_averaged_with_those_that_saw_more(make_record):
+    text = table([make_record(value=0.70, seed=0), make_record(value=0.90, seed=1, n_in=20, n_out=20)])
+    assert "0.700 [.690, .710]" in text
+    assert "seeds 0, 1" not in text
+    several = [trained(make_record, seed, 0.6 + 0.1 * seed, n_in=500 * (1 + (seed < 2))) for seed in range(3)]
+    assert "0.650 ± .071" in table(several)
+
+
+def test_networks_in_bfloat16_are_named(make_record):
+    assert "lower bound, bfloat16" in table([make_record(provenance={"precision": "bfloat16"})])
+    assert "bfloat16" not in table([make_record(provenance={"precision": "float32"})])
+
+
+def test_another_preset_than_the_usual_one_is_named(make_record):
+    assert "glow tiny" in table([make_record(preset="tiny")])
+    assert "small" not in table([make_record()])
+
+
 def test_two_models_of_one_name_are_told_apart(make_record):
     other = make_record(value=0.9, preset="paper", provenance={"weights": "12345678" * 8})
     text = table([make_record(value=0.7), other])

@@ -55,6 +55,16 @@ def test_an_ensembles_bits_are_those_of_all_its_members(tmp_path, monkeypatch):
     assert trained.entry["bits_per_dim"] == pytest.approx(float(expected), abs=1e-4)
 
 
+def test_the_members_of_a_background_are_backgrounds(tmp_path):
+    recipe = Recipe(0, 16, 1e-3, config={"config": CONFIG, "members": 2})
+    here = {"preset": "tiny", "recipe": recipe, "pretrained": tmp_path, "progress": False}
+    model, companion = (train("ensemble(vae)", "digits", background=b, **here) for b in (False, True))
+    assert companion.entry["role"] == "background"
+    alone = {"role": "background", "preset": "tiny", "weights": tmp_path}
+    assert companion.entry["starts"] == [load_model("vae", "digits", seed=s, **alone).weights for s in (0, 1)]
+    assert not set(companion.entry["starts"]) & set(model.entry["starts"])
+
+
 def test_ensembles_of_different_seeds_share_no_member():
     posterior = MODELS.get("ensemble(vae)")((1, 8, 8), config=CONFIG, members=3)
     assert [posterior.seeds(seed) for seed in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]

@@ -117,6 +117,38 @@ def step_of(checkpoints: Path) -> int:
     return 0
 
 
+def test_an_interrupted_run_continues_at_the_step_where_it_was(tmp_path, cache, monkeypatch, capsys):
+    step = room._Run.step
+
+    def interrupted(self, number):
+        loss = step(self, number)
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGINT)  # within a step, which ends
+            time.sleep(0.01)
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room._Run, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run("glow", tmp_path / "stopped")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = run("glow", tmp_path / "stopped")
+    assert f"continuing at step 5 of {STEPS}" in capsys.readouterr().err
+    assert resumed.weights == run("glow", tmp_path / "whole").weights
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path, cache, monkeypatch):
+    def stuck(self, number):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        pytest.fail("it was not interrupted")
+
+    monkeypatch.setattr(room._Run, "step", stuck)
+    with pytest.raises(KeyboardInterrupt):
+        run("glow", tmp_path / "stopped")
+
+
 def test_a_run_killed_by_the_system_ends_with_the_same_weights(tmp_path, cache, checkpoint_every_step, capsys):
     environment = os.environ | {"PYTHONPATH": str(Path(oodbench.__file__).parents[1])}
     arguments = [str(Path(__file__).parent), str(tmp_path / "killed"), str(torch.get_num_threads())]
