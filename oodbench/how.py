@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict, TypeGuard
+from typing import Any, Literal, TypedDict, TypeGuard
 
 from oodbench.data import Images, load
 from oodbench.errors import OodbenchError
@@ -58,11 +58,12 @@ def listed(names: Iterable[str] | str | None) -> list[str] | None:
     """A single name may stand for a list of one; a name that is there twice counts once; none at all is None."""
     if names is None:
         return None
-    names = [names] if isinstance(names, str | os.PathLike) else list(dict.fromkeys(names))
-    wrong = [name for name in names if not isinstance(name, str)]
+    several = isinstance(names, Iterable) and not isinstance(names, str | os.PathLike)
+    found: list[Any] = list(dict.fromkeys(names)) if several else [names]
+    wrong = [name for name in found if not isinstance(name, str)]
     if wrong:
         raise OodbenchError(f"{wrong[0]!r} is not a name: give a text, such as 'digits', 'folder:PATH' or 'glow'.")
-    return names or None
+    return found or None
 
 
 def listed_seeds(seeds: Iterable[int] | int) -> list[int]:

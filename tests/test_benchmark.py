@@ -297,6 +297,8 @@ def test_a_single_name_and_a_text_stand_for_a_list_and_a_path(
     for wrong in (Path("glyphs8"), ["glyphs8"]):
         with pytest.raises(OodbenchError, match="does not name a data set"):
             score_images(wrong, "glow", "digits", **common)
+    with pytest.raises(OodbenchError, match="3 is not a name"):
+        run(out=3)
     with pytest.raises(OodbenchError, match="is not a file"):
         score_images("glyphs8", "glow", "digits", output=tmp_path, **common)
 

@@ -33,7 +33,9 @@ def load(name: str, split: str, data_root: Path | str | None = None) -> Images:
     if split not in SPLITS:
         raise OodbenchError(f"Unknown split {split!r}: there are {', '.join(SPLITS)}.")
     if not isinstance(name, str):
-        raise OodbenchError(f"{name!r} does not name a data set: images of your own are 'folder:PATH' or 'npz:PATH'.")
+        raise OodbenchError(
+            f"A {type(name).__name__} does not name a data set: images of your own are 'folder:PATH' or 'npz:PATH'."
+        )
     root = _root(data_root)
     full = _prepared(name, "test" if split == "test" else "train", root)
     n = len(full.pixels)
