@@ -23,6 +23,7 @@ __all__ = [
     "available_models",
     "entries",
     "has_weights",
+    "is_usual",
     "load_model",
     "own_folder",
     "pretrained_folders",
@@ -133,6 +134,12 @@ def has_weights(
 ) -> bool:
     """Whether `load_model` would find weights."""
     return bool(_matching(name, dataset, role, preset, seed, weights))
+
+
+def is_usual(trained: TrainedModel) -> bool:
+    """Whether `load_model` gives these weights to one who asks for no others."""
+    found = _matching(trained.name, trained.dataset, trained.entry["role"], None, None, None)
+    return bool(found) and found[0][1]["sha256"] == trained.weights
 
 
 def own_folder() -> Path:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import math
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from oodbench.models.configuration import check_configuration
 from oodbench.models.nn import networks
 from oodbench.models.noise import Noise
 from oodbench.models.posteriors.posterior import WeightPosterior
-from oodbench.pretrained import TrainedModel, has_weights, load_model, own_folder, save_model
+from oodbench.pretrained import TrainedModel, has_weights, is_usual, load_model, own_folder, save_model
 from oodbench.provenance import device_name
 from oodbench.registry import MODELS
 from oodbench.training.checkpoint import load_checkpoint, save_checkpoint
@@ -125,6 +126,9 @@ def train(
         entry["starts"] = starts
     trained = save_model(averaged, entry, pretrained)
     run.checkpoint.unlink(missing_ok=True)
+    if not background and not is_usual(trained):
+        file = shlex.quote(str(pretrained / trained.entry["file"]))
+        tell(f"oodbench: runs take other weights of {model} where these are not named: --weights {file}")
     return trained
 
 

@@ -196,6 +196,16 @@ def test_background_training_asks_for_the_background_recipe(monkeypatch):
     assert trained.entry["recipe"]["mutation"] == 0.2
 
 
+def test_weights_that_no_run_would_take_are_told_with_their_place(cache: Path, tmp_path: Path, capsys):
+    run(steps=2)
+    assert "--weights" not in capsys.readouterr().err
+    elsewhere = train("slope", "digits", recipe=recipe(steps=2), pretrained=tmp_path / "a place", progress=False)
+    told = capsys.readouterr().err
+    assert f"--weights '{tmp_path / 'a place' / elsewhere.entry['file']}'" in told
+    tiny = train("slope", "digits", preset="tiny", recipe=recipe(steps=2), seed=1, progress=False)
+    assert str(cache / "pretrained" / tiny.entry["file"]) in capsys.readouterr().err
+
+
 def test_a_model_that_still_improves_at_the_end_is_marked():
     # From 8 bits/dim: 1 % of it in the last fifth, which a rate that has fallen to a tenth cannot do.
     assert not run(steps=40, learning_rate=0.02).entry["undertrained"]
