@@ -199,10 +199,10 @@ def test_background_training_asks_for_the_background_recipe(monkeypatch):
 def test_weights_that_no_run_would_take_are_told_with_their_place(cache: Path, tmp_path: Path, capsys):
     run(steps=2)
     assert "--weights" not in capsys.readouterr().err
-    elsewhere = train("slope", "digits", recipe=recipe(steps=2), pretrained=tmp_path / "a place", progress=False)
+    elsewhere = train("slope", "digits", recipe=recipe(steps=3), pretrained=tmp_path / "a place", progress=False)
     told = capsys.readouterr().err
     assert f"--weights '{tmp_path / 'a place' / elsewhere.entry['file']}'" in told
-    tiny = train("slope", "digits", preset="tiny", recipe=recipe(steps=2), seed=1, progress=False)
+    tiny = train("slope", "digits", preset="tiny", recipe=recipe(steps=4), seed=1, progress=False)
     assert str(cache / "pretrained" / tiny.entry["file"]) in capsys.readouterr().err
 
 
