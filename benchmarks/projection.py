@@ -17,14 +17,10 @@ import torch
 from torch import Tensor
 
 from oodbench.benchmark import run_records
-from oodbench.models.vae.principal import Principal
+from oodbench.models.vae.principal import mean_alone
 from oodbench.models.vae.vae import DenseVAE
 from oodbench.registry import MODELS
 from oodbench.training import load_recipe, train
-
-
-class FromPrincipalComponents(DenseVAE):
-    """Starts as a projection onto principal components."""
 
 
 class FromMeanImage(DenseVAE):
@@ -32,16 +28,12 @@ class FromMeanImage(DenseVAE):
 
     @torch.no_grad()
     def calibrate(self, known: Tensor, held_out: Tensor) -> None:
-        """Of a component that says nothing."""
-        rows = self.values(known).double().flatten(1)
-        mean = rows.mean(0)
-        variance = (rows - mean).square().mean()
-        nothing = Principal(rows.new_zeros(len(mean), 1), mean, variance[None], float(variance))
-        self.encoder.start_at(nothing, self.latents)
-        self.decoder.start_at(nothing, self.pixel)
+        mean = mean_alone(self.values(known).double().flatten(1))
+        self.encoder.start_at(mean, self.latents)
+        self.decoder.start_at(mean, self.pixel)
 
 
-STARTS = {"principal": FromPrincipalComponents, "mean": FromMeanImage}
+STARTS = {"principal": DenseVAE, "mean": FromMeanImage}
 
 
 def main() -> None:

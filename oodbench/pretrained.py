@@ -137,8 +137,8 @@ def has_weights(
 
 
 def is_usual(trained: TrainedModel) -> bool:
-    """Whether `load_model` gives these weights to one who asks for no others."""
-    found = _matching(trained.name, trained.dataset, trained.entry["role"], None, None, None)
+    """Whether `load_model` gives these weights to one who asks for their training seed and nothing else."""
+    found = _matching(trained.name, trained.dataset, trained.entry["role"], None, trained.entry["seed"], None)
     return bool(found) and found[0][1]["sha256"] == trained.weights
 
 

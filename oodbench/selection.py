@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from oodbench.data import Images, in_domain
 from oodbench.detector import EVERY_COLUMN, Detector
 from oodbench.errors import ModelError, OodbenchError
@@ -192,7 +194,8 @@ def _untrained_serves(name: str, images: Images, detectors: Sequence[str]) -> bo
 
     build, config = MODELS.get(name), load_recipe(name, images.name).config
     check_configuration(name, build, config)
-    module: DensityModel = build(in_domain(images).shape, **config)
+    with torch.random.fork_rng(devices=[]):
+        module: DensityModel = build(in_domain(images).shape, **config)
     return any(_applies(detector, module, with_background=False) for detector in detectors)
 
 

@@ -5,6 +5,7 @@ import os
 import hypothesis
 import pytest
 import torch
+from threads import fixture_of
 
 from oodbench import plugins
 from oodbench.registry import DATASETS, DETECTORS, MODELS, STATISTICS, skipped
@@ -21,13 +22,7 @@ def pytest_configure() -> None:
         torch.set_num_threads(1)
 
 
-@pytest.fixture
-def two_lanes():
-    """The engine runs two batches side by side, however many threads a worker has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
+two_lanes = fixture_of(2)  # the engine runs two batches side by side, however many threads a worker has
 
 
 @pytest.fixture(autouse=True)

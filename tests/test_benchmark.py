@@ -432,8 +432,10 @@ def test_no_model_is_trained_for_a_detector_that_cannot_apply_to_it(run, monkeyp
     monkeypatch.setattr("oodbench.selection.available_models", lambda *_, **__: [])
     with pytest.raises(OodbenchError, match=r"it needs elbo\. The models were nice\. Take one of vae, .*vlae"):
         run(models="nice", detectors="elbo", weights=None)
+    before = torch.get_rng_state()
     with pytest.raises(OodbenchError, match=r"The models were nice\. Take one of sghmc\(MODEL\), "):
         run(models="nice", detectors="waic", weights=None)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_groups_cannot_be_named_apart_from_their_detector(run) -> None:

@@ -1,18 +1,14 @@
 """Weights are found where they should be, are what their index says, and no index row is ever lost."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from at_once import two_at_once
 
-import oodbench
 from oodbench import pretrained as room
 from oodbench.errors import OodbenchError
 from oodbench.files import sha256
@@ -231,32 +227,10 @@ def test_loading_leaves_torchs_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-MANY = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_pretrained import save
-folder, own, other = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-(folder / f"{own}.ready").touch()
-while not (folder / f"{other}.ready").exists():
-    time.sleep(0.001)
-for number in range(15):
-    save(folder, dataset=f"{own}{number}")
-"""
-
-
 def test_two_processes_that_write_one_index_at_once_lose_nothing(places):
     folder = places / "w"
     folder.mkdir()
-    environment = os.environ | {"PYTHONPATH": str(Path(oodbench.__file__).parents[1])}
-    command = [sys.executable, "-c", MANY, str(Path(__file__).parent), str(folder)]
-    started = [subprocess.Popen([*command, *names], env=environment) for names in (("a", "b"), ("b", "a"))]
-    deadline = time.monotonic() + 120
-    try:
-        assert [process.wait(deadline - time.monotonic()) for process in started] == [0, 0]
-    finally:
-        for process in started:
-            process.kill()
+    two_at_once("from test_pretrained import save", "for n in range(15): save(folder, dataset=f'{own}{n}')", folder)
     rows = json.loads((folder / "index.json").read_text())["weights"]
     assert {row["dataset"] for row in rows} == {f"{name}{number}" for name in "ab" for number in range(15)}
     assert len(rows) == 30

@@ -2,15 +2,11 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from at_once import two_at_once
 
-import oodbench
 from oodbench import records as module
 from oodbench.errors import OodbenchError
 from oodbench.records import folder_of, read_records, to_json, write_records
@@ -77,30 +73,10 @@ def test_other_code_of_a_plugin_replaces_what_more_images_would_keep(tmp_path):
     assert read_records(tmp_path)[0]["n_in"] == 50
 
 
-MANY = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_records import make_record
-from oodbench.records import write_records
-folder, own, other = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-(folder / f"{own}.ready").touch()
-while not (folder / f"{other}.ready").exists():
-    time.sleep(0.001)
-for seed in range(40):
-    write_records(folder / "results", [make_record(own, seed=seed)])
-"""
-
-
 def test_two_processes_that_write_one_pair_at_once_lose_nothing(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(Path(oodbench.__file__).parents[1])}
-    command = [sys.executable, "-c", MANY, str(Path(__file__).parent), str(tmp_path)]
-    started = [subprocess.Popen([*command, *names], env=environment) for names in (("a", "b"), ("b", "a"))]
-    try:
-        assert [process.wait(120) for process in started] == [0, 0]
-    finally:
-        for process in started:
-            process.kill()
+    imports = "from test_records import make_record, write_records"
+    work = "for seed in range(40): write_records(folder / 'results', [make_record(own, seed=seed)])"
+    two_at_once(imports, work, tmp_path)
     found = {(record["detector"], record["seed"]) for record in read_records(tmp_path / "results")}
     assert found == {(name, seed) for name in "ab" for seed in range(40)}
 

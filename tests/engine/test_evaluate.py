@@ -13,6 +13,7 @@ import pytest
 import torch
 from elsewhere import PLACE, elsewhere
 from factorised import SHAPE, Factorised, Trained, identity, run, some_images
+from threads import fixture_of
 
 from oodbench.data import Domain, adaptation
 from oodbench.engine import evaluate
@@ -46,13 +47,7 @@ def add_statistic():
         STATISTICS.remove(name)
 
 
-@pytest.fixture
-def one_thread():
-    """One batch at a time, where a test counts them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+one_thread = fixture_of(1)  # one batch at a time, where a test counts them
 
 
 @pytest.fixture(scope="module")

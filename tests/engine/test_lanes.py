@@ -6,18 +6,14 @@ import numpy as np
 import pytest
 import torch
 from factorised import Factorised, Trained, run, some_images
+from threads import fixture_of
 
 from oodbench.engine.lanes import lanes
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def three_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(threads)
+three_threads = fixture_of(3)
 
 
 def test_results_come_in_order_from_threads_that_share_the_processor(three_threads):

@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from threads import threads
 from tiny_models import noise_of, smooth_images, some_images, tiny
 
 from oodbench.engine.lanes import lanes
@@ -268,16 +269,10 @@ def test_a_model_that_enters_a_mode_of_its_own_leaves_other_lanes_theirs(name: s
         with torch.inference_mode():
             return model.log_prob(x[rows], noise.rows(rows))
 
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        with networks(dtype, fold=True):
-            serial = torch.cat([one(first) for first in range(0, 64, 4)])
-        torch.set_num_threads(4)
-        for _ in range(3):
-            with networks(dtype, fold=True), lanes(4, torch.device("cpu")) as (count, each):
-                assert count == 4
-                torch.testing.assert_close(torch.cat(list(each(one, range(0, 64, 4)))), serial)
-                assert network_dtype(torch.zeros(1)) == (dtype or torch.float32)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), networks(dtype, fold=True):
+        serial = torch.cat([one(first) for first in range(0, 64, 4)])
+    for _ in range(3):
+        with threads(4), networks(dtype, fold=True), lanes(4, torch.device("cpu")) as (count, each):
+            assert count == 4
+            torch.testing.assert_close(torch.cat(list(each(one, range(0, 64, 4)))), serial)
+            assert network_dtype(torch.zeros(1)) == (dtype or torch.float32)

@@ -202,8 +202,10 @@ def test_weights_that_no_run_would_take_are_told_with_their_place(cache: Path, t
     elsewhere = train("slope", "digits", recipe=recipe(steps=3), pretrained=tmp_path / "a place", progress=False)
     told = capsys.readouterr().err
     assert f"--weights '{tmp_path / 'a place' / elsewhere.entry['file']}'" in told
-    tiny = train("slope", "digits", preset="tiny", recipe=recipe(steps=4), seed=1, progress=False)
+    tiny = train("slope", "digits", preset="tiny", recipe=recipe(steps=4), progress=False)
     assert str(cache / "pretrained" / tiny.entry["file"]) in capsys.readouterr().err
+    train("slope", "digits", recipe=recipe(steps=5), seed=1, progress=False)  # found by its seed
+    assert "--weights" not in capsys.readouterr().err
 
 
 def test_a_model_that_still_improves_at_the_end_is_marked():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from oodbench.errors import OodbenchError
 from oodbench.models.nn import Convolution, Linear, rectified
 from oodbench.models.vae.observations import Observation
-from oodbench.models.vae.principal import LEAST_VARIANCE, Principal
+from oodbench.models.vae.principal import Principal, mean_alone
 
 __all__ = ["DCGANDecoder", "DCGANEncoder"]
 
@@ -51,11 +51,8 @@ class DCGANEncoder(nn.Module):
         return out
 
     def principal(self, value: Tensor, latents: int) -> Principal:
-        """None of the images (N, C, H, W): their mean, and all their variance is left over."""
-        rows = value.flatten(1)
-        mean = rows.mean(0)
-        rest = max(float((rows - mean).square().mean()), LEAST_VARIANCE)
-        return Principal(rows.new_zeros(len(mean), 0), mean, rows.new_zeros(0), rest)
+        """None of the images (N, C, H, W): their mean alone."""
+        return mean_alone(value.flatten(1))
 
     def start_at(self, principal: Principal, latents: int) -> None:
         """It starts as the prior, whatever the image."""
